@@ -1,0 +1,1 @@
+"""Tests of solvers and structprune; the folders mirror the packages."""
