@@ -38,6 +38,7 @@ def machine(set_up: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[s
 
     monkeypatch.setattr(set_up.sys, "platform", "linux")
     monkeypatch.setattr(set_up, "gpu_present", lambda: False)
+    monkeypatch.setattr(set_up, "installed", lambda venv, torch: False)
     monkeypatch.setattr(set_up, "pip", pip)
     return calls
 

@@ -122,6 +122,8 @@ def usable(venv: Path) -> bool:
 def install_torch(venv: Path) -> None:
     """Install torch before all else, as a build that fits this machine."""
     torch = torch_requirement((ROOT / "constraints.txt").read_text())
+    if installed(venv, torch):
+        return
     if not sys.platform.startswith("linux") or gpu_present():
         say(f"installing {torch}")
         succeeded = pip(venv, "install", torch) == 0
@@ -149,8 +151,15 @@ def install_cpu_torch(venv: Path, torch: str) -> bool:
     return pip(venv, "install", torch) == 0
 
 
+def installed(venv: Path, torch: str) -> bool:
+    """Return whether the environment has the pinned torch, whichever its build (2.13.0+cpu is a 2.13.0)."""
+    probe = "from importlib.metadata import version; print(version('torch'))"
+    answer = subprocess.run([str(interpreter(venv)), "-c", probe], capture_output=True, text=True)
+    return answer.returncode == 0 and "torch==" + answer.stdout.strip().partition("+")[0] == torch
+
+
 def requirements_offered(venv: Path, requirement: str) -> list[str] | None:
-    """Return what the distribution that pip would install requires, [] if it is installed, None if there is none.
+    """Return what the distribution that pip would install requires, None if the index has none that fits.
 
     Only that distribution is looked at: resolving its dependencies too would make older versions of pip download
     every CUDA library just to learn their names.
