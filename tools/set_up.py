@@ -40,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     problem = version_problem(sys.version_info[:2])
     if problem:
         fail(problem)
-    set_up(options.venv.absolute(), set(options.extras))
+    try:
+        set_up(options.venv.absolute(), set(options.extras))
+    except KeyboardInterrupt:
+        fail("stopped; the same command carries on from here")
 
 
 def set_up(venv: Path, extras: set[str]) -> None:
