@@ -1,0 +1,1 @@
+"""Combinatorial selection within budgets: arrays in, certified choices out."""

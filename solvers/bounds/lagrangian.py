@@ -1,0 +1,371 @@
+"""Lagrangian bounds: price the budgets, maximise exactly over what is left.
+
+For prices ``p_k >= 0`` (value per unit) and a box of level indices,
+
+    D(p) = sum_k p_k limit_k + max_x { sum_g values_g(x_g) - sum_k p_k used_k(x) }
+
+is at least the value of every choice in the box that is within budget. The inner maximum is found exactly by variable
+elimination (Bertele and Brioschi 1972; Dechter 1999) in a min-weight order. Two refinements keep the tables small:
+
+* A group whose level enters its products linearly has ``max_n v(n) - n p``, a convex conjugate in the single number
+  ``p`` (the priced product of its neighbours): upper hull of ``v`` and a binary search instead of one more table axis.
+* A bucket whose table would exceed ``max_cells`` is split (mini-buckets, Dechter and Rish 2003), and a product that
+  is too large on its own is taken at the least levels of the dropped groups. Both only raise the maximum, so ``D``
+  stays a bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.bounds.hull import upper_hull
+from solvers.bounds.plan import Factor, Part, Plan, Planner, Scope, Step
+from solvers.problem import FloatArray, IntArray, SelectionProblem
+
+#: Largest table of the elimination, in float64 cells (160 MB).
+MAX_CELLS = 20_000_000
+
+#: Tables up to this many cells are maximised in one call; larger ones level by level, in the cache's reach.
+_WHOLE_TABLE = 50_000
+_SHORT_ROW = 2_000
+
+
+@dataclass(frozen=True)
+class Dual:
+    """``bound`` on the value in a box, and a choice, shape ``(G,)``, that attains the priced maximum.
+
+    ``exact`` is False when mini-buckets were needed: then the choice is only a good guess.
+    """
+
+    bound: float
+    choice: IntArray
+    exact: bool
+
+
+class _Hull(NamedTuple):
+    """Vertices of a value curve: positions, levels, values, and value lost per level from one vertex to the next."""
+
+    position: IntArray
+    widths: FloatArray
+    heights: FloatArray
+    steps: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class _Priced:
+    """A box with prices: what every table of one evaluation needs."""
+
+    prices: tuple[float, ...]
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+
+    def window(self, group: int) -> slice:
+        return slice(self.low[group], self.high[group] + 1)
+
+
+def _expand(array: FloatArray, scope: Scope, target: Scope) -> FloatArray:
+    """View of ``array`` (axes ``scope``) that broadcasts over the axes ``target``, which are in the same order."""
+    if len(scope) == len(target):
+        return array
+    sizes = iter(array.shape)
+    return array.reshape([next(sizes) if g in scope else 1 for g in target])
+
+
+def _least_costs(factor: Factor, levels: list[FloatArray], k: int, box: _Priced, kept: Scope) -> FloatArray:
+    """Cost of capacity ``k`` over the box and the axes ``kept``, every other group at its least."""
+    total = np.zeros([box.high[g] - box.low[g] + 1 for g in kept])
+    for coefficient, powers in factor.products[k]:
+        array = np.array(float(coefficient)).reshape([1] * len(kept))
+        for g, power in zip(factor.scope, powers, strict=True):
+            if g in kept:
+                array = array * _expand(levels[g][box.window(g)] ** power, (g,), kept)
+            else:
+                array = array * levels[g][box.low[g]] ** power
+        total = total + array
+    for table in factor.tables[k]:
+        dropped = tuple(axis for axis, g in enumerate(factor.scope) if g not in kept)
+        total = total + table[tuple(box.window(g) for g in factor.scope)].min(axis=dropped)
+    return total
+
+
+class Lagrangian:
+    """The Lagrangian bound of a problem; what does not depend on prices is computed once.
+
+    Parameters
+    ----------
+    problem
+        The problem to bound.
+    max_cells
+        Largest table, in cells; beyond it the bound is weaker, never wrong.
+    """
+
+    def __init__(self, problem: SelectionProblem, max_cells: int = MAX_CELLS) -> None:
+        self.problem = problem
+        self.max_cells = max_cells
+        self._levels = [group.levels.astype(np.float64) for group in problem.groups]
+        self._factors = self._collect_factors()
+        self._static: dict[tuple[int, int, int], FloatArray] = {}
+        self._hulls: dict[tuple[int, int, int], _Hull] = {}
+        self._plans: dict[tuple[int, ...], Plan] = {}
+        self._slack = [
+            float(capacity.limit - merged.constant)
+            for capacity, merged in zip(problem.capacities, problem.polynomials, strict=True)
+        ]
+
+    def _collect_factors(self) -> tuple[Factor, ...]:
+        m, groups = len(self.problem.capacities), range(len(self.problem.groups))
+        products: dict[Scope, list[list[tuple[int, tuple[int, ...]]]]] = {}
+        tables: dict[Scope, list[list[NDArray[np.int64]]]] = {}
+        self._linear = np.zeros((m, len(groups)))
+        self._curved: list[dict[int, FloatArray]] = [{} for _ in groups]
+        for k, merged in enumerate(self.problem.polynomials):
+            for coefficient, powers in merged.products:
+                scope = tuple(g for g, _ in powers)
+                if len(scope) > 1:
+                    row = products.setdefault(scope, [[] for _ in range(m)])
+                    row[k].append((coefficient, tuple(power for _, power in powers)))
+                    tables.setdefault(scope, [[] for _ in range(m)])
+                elif powers[0][1] == 1:
+                    self._linear[k, scope[0]] += coefficient
+                else:
+                    self._bend(k, scope[0], float(coefficient) * self._levels[scope[0]] ** powers[0][1])
+            for table in merged.tables:
+                axes = sorted(range(len(table.groups)), key=table.groups.__getitem__)
+                scope = tuple(table.groups[axis] for axis in axes)
+                if len(scope) > 1:
+                    products.setdefault(scope, [[] for _ in range(m)])
+                    tables.setdefault(scope, [[] for _ in range(m)])[k].append(table.entries.transpose(axes))
+                else:
+                    self._bend(k, scope[0], table.entries.astype(np.float64))
+        return tuple(
+            Factor(scope, tuple(map(tuple, products[scope])), tuple(map(tuple, tables[scope])))
+            for scope in sorted(products)
+        )
+
+    def _bend(self, k: int, group: int, cost: FloatArray) -> None:
+        """Add a cost of one group that is not proportional to its level."""
+        self._curved[group][k] = self._curved[group].get(k, np.zeros(len(cost))) + cost
+
+    @cached_property
+    def _scales(self) -> tuple[float, FloatArray, int]:
+        """Largest sum of |values|, largest amount per capacity, number of terms: the sizes that rounding acts on."""
+        problem = self.problem
+        values = math.fsum(float(np.abs(group.values).max()) for group in problem.groups)
+        amounts = np.zeros(len(problem.capacities))
+        terms = len(problem.groups)
+        for k, (capacity, merged) in enumerate(zip(problem.capacities, problem.polynomials, strict=True)):
+            top = sum(
+                c * math.prod(int(problem.groups[g].levels[-1]) ** power for g, power in powers)
+                for c, powers in merged.products
+            )
+            top += sum(int(table.entries.max()) for table in merged.tables)
+            amounts[k] = float(top) + abs(float(capacity.limit)) + float(merged.constant)
+            terms += len(merged.products) + len(merged.tables)
+        return values, amounts, terms
+
+    def rounding(self, prices: FloatArray) -> float:
+        """Upper bound on the float64 error of ``evaluate``: (terms + 64) 2^-52 sum |term|."""
+        values, amounts, terms = self._scales
+        return (terms + 64) * 2.0**-52 * (values + float(prices @ amounts))
+
+    # --- planning: which group goes when, over which tables ------------------------------------------------------
+
+    def _plan(self, box: _Priced) -> Plan:
+        root = tuple(len(group) for group in self.problem.groups)
+        if root not in self._plans:
+            self._plans[root] = Planner(self._factors, root, self.max_cells).plan()
+        if self._plans[root].exact:
+            return self._plans[root]
+        # A smaller box may need fewer splits, which makes its bound better.
+        sizes = tuple(high - low + 1 for low, high in zip(box.low, box.high, strict=True))
+        if sizes not in self._plans:
+            if len(self._plans) > 512:
+                self._plans = {root: self._plans[root]}
+            self._plans[sizes] = Planner(self._factors, sizes, self.max_cells).plan()
+        return self._plans[sizes]
+
+    # --- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, prices: FloatArray, low: IntArray, high: IntArray) -> Dual:
+        """Bound the value of choices within budget in the box ``low <= choice <= high``.
+
+        Parameters
+        ----------
+        prices
+            Value per unit of each resource, shape ``(m,)``, at least 0.
+        low, high
+            Level indices, shape ``(G,)``, both included.
+        """
+        prices = np.asarray(prices, dtype=np.float64)
+        if prices.shape != (len(self.problem.capacities),) or not np.all(np.isfinite(prices)) or np.any(prices < 0):
+            raise ValueError(
+                f"Expected finite prices of at least 0, shape ({len(self.problem.capacities)},). Got {prices}. "
+                "A negative price does not give a bound."
+            )
+        box = _Priced(tuple(prices.tolist()), tuple(low.tolist()), tuple(high.tolist()))
+        plan = self._plan(box)
+        slopes = (prices @ self._linear).tolist()
+        messages: list[tuple[Scope, FloatArray]] = []
+        tables: list[tuple[Step, list[list[tuple[Scope, FloatArray]]]]] = []
+        total = math.fsum(p * slack for p, slack in zip(box.prices, self._slack, strict=True))
+        for step in plan.steps:
+            used: list[list[tuple[Scope, FloatArray]]] = []
+            for part in step.parts:
+                arrays = self._arrays(step.group, part, box, messages)
+                scope, message = part.scope, self._message(step, part, arrays, slopes[step.group], box)
+                used.append(arrays)
+                messages.append((scope, message))
+                if not scope:
+                    total += float(message)
+            tables.append((step, used))
+        choice = np.zeros(len(box.low), dtype=np.int64)
+        for step, used in reversed(tables):
+            choice[step.group] = self._decode(step, used, slopes[step.group], box, choice)
+        return Dual(total + self.rounding(prices), choice, plan.exact)
+
+    def _arrays(
+        self, group: int, part: Part, box: _Priced, messages: list[tuple[Scope, FloatArray]]
+    ) -> list[tuple[Scope, FloatArray]]:
+        """Tables of a part: priced cost per unit of the group (conjugate), or priced value with its axis first."""
+        arrays: list[tuple[Scope, FloatArray]] = []
+        for index, frozen in part.factors:
+            rest = tuple(g for g in self._factors[index].scope if g != group and g not in frozen)
+            cost = self._priced_cost(index, group, frozen, part.conjugate, box)
+            arrays.append((rest, cost if part.conjugate else -cost))
+        for number in part.messages:
+            scope, message = messages[number]
+            rest = tuple(g for g in scope if g != group)
+            arrays.append((rest, np.moveaxis(message, scope.index(group), 0)))
+        return arrays
+
+    def _priced_cost(self, index: int, group: int, frozen: Scope, per_unit: bool, box: _Priced) -> FloatArray:
+        """``sum_k price_k cost_k`` of one factor over the box; the group's axis first, or divided out (per unit)."""
+        factor = self._factors[index]
+        rest = tuple(g for g in factor.scope if g != group and g not in frozen)
+        axes = rest if per_unit else (group, *rest)
+        window = tuple(box.window(g) for g in axes)
+        total: FloatArray | None = None
+        for k, price in enumerate(box.prices):
+            if not factor.products[k] and not factor.tables[k]:
+                continue
+            if frozen:
+                array = self._frozen_cost(factor, k, group, rest, per_unit, box)
+            else:
+                array = self._full_cost(index, k, group if per_unit else ~group)[window]
+            total = price * array if total is None else total + price * array
+        return total if total is not None else np.zeros([high.stop - high.start for high in window])
+
+    def _full_cost(self, index: int, k: int, key: int) -> FloatArray:
+        """Cost of a factor over all levels: ``key = group`` divides the group out, ``~group`` puts its axis first."""
+        if (index, k, key) not in self._static:
+            factor = self._factors[index]
+            group = key if key >= 0 else ~key
+            levels = list(self._levels)
+            if key >= 0:
+                levels[group] = np.ones(1)
+            everything = _Priced((), (0,) * len(levels), tuple(len(array) - 1 for array in levels))
+            array = _least_costs(factor, levels, k, everything, factor.scope)
+            axis = factor.scope.index(group)
+            array = array.squeeze(axis) if key >= 0 else np.moveaxis(array, axis, 0)
+            self._static[index, k, key] = np.ascontiguousarray(array)
+        return self._static[index, k, key]
+
+    def _frozen_cost(
+        self, factor: Factor, k: int, group: int, rest: Scope, per_unit: bool, box: _Priced
+    ) -> FloatArray:
+        kept = tuple(sorted((*rest, group)))
+        if not per_unit:
+            return np.moveaxis(_least_costs(factor, self._levels, k, box, kept), kept.index(group), 0)
+        levels = list(self._levels)
+        levels[group] = np.ones(1)
+        low, high = list(box.low), list(box.high)
+        low[group] = high[group] = 0
+        unit = _Priced(box.prices, tuple(low), tuple(high))
+        return _least_costs(factor, levels, k, unit, kept).squeeze(kept.index(group))
+
+    def _own(self, group: int, box: _Priced) -> FloatArray:
+        """Value of the group's levels in the box, less its own priced cost that is not proportional to the level."""
+        own = self.problem.groups[group].values[box.window(group)]
+        for k, cost in self._curved[group].items():
+            own = own - box.prices[k] * cost[box.window(group)]
+        return own
+
+    def _hull(self, group: int, box: _Priced) -> _Hull:
+        """Hull of the group's own value over its levels in the box; kept while it does not depend on prices."""
+        key = (group, box.low[group], box.high[group])
+        if not self._curved[group] and key in self._hulls:
+            return self._hulls[key]
+        levels, own = self._levels[group][box.window(group)], self._own(group, box)
+        index = upper_hull(levels, own)
+        widths, heights = levels[index], own[index]
+        hull = _Hull(index, widths, heights, -np.diff(heights) / np.diff(widths))
+        if not self._curved[group]:
+            if len(self._hulls) > 4096:
+                self._hulls.clear()
+            self._hulls[key] = hull
+        return hull
+
+    def _message(
+        self, step: Step, part: Part, arrays: list[tuple[Scope, FloatArray]], slope: float, box: _Priced
+    ) -> FloatArray:
+        """Maximum over the step's group of one part, shape: box over ``part.scope``."""
+        group, shares = step.group, len(step.parts)
+        if part.conjugate:
+            price: FloatArray = np.asarray(slope / shares)
+            for scope, array in sorted(arrays, key=lambda pair: len(pair[0])):
+                price = price + _expand(array, scope, part.scope)
+            hull = self._hull(group, box)
+            # Values are shared among the parts of a split bucket, so slopes are. Steps rise along the hull: stop
+            # where the next one loses more value than its price saves.
+            best = np.searchsorted(hull.steps, -price * shares)
+            conjugate: FloatArray = hull.heights[best] / shares - hull.widths[best] * price
+            return conjugate
+        own, levels = self._own(group, box), self._levels[group][box.window(group)]
+        own = (own - slope * levels) / shares
+        summands: list[tuple[Scope, FloatArray]] = [((), own), *arrays]
+        by_scope: dict[Scope, FloatArray] = {}
+        for scope, array in sorted(summands, key=lambda pair: len(pair[0])):
+            by_scope[scope] = by_scope[scope] + array if scope in by_scope else array
+        views = [_expand(array, (group, *scope), (group, *part.scope)) for scope, array in by_scope.items()]
+        sizes = [box.high[g] - box.low[g] + 1 for g in part.scope]
+        if math.prod(sizes) <= _SHORT_ROW or len(own) * math.prod(sizes) <= _WHOLE_TABLE:
+            table = views[0]
+            for view in views[1:]:
+                table = table + view
+            largest: FloatArray = table.max(axis=0)
+            return largest
+        message = np.full(sizes, -np.inf)
+        for level in range(len(own)):
+            row: FloatArray = views[0][level]
+            for view in views[1:]:
+                row = row + view[level]
+            np.maximum(message, row, out=message)
+        return message
+
+    def _decode(
+        self, step: Step, used: list[list[tuple[Scope, FloatArray]]], slope: float, box: _Priced, choice: IntArray
+    ) -> int:
+        """Best level of the step's group, given the groups eliminated after it; ties go to the smaller level."""
+        group = step.group
+        if len(step.parts) == 1 and step.parts[0].conjugate:
+            price = slope
+            for scope, array in used[0]:
+                price += float(array[tuple(int(choice[g]) - box.low[g] for g in scope)])
+            hull = self._hull(group, box)
+            return box.low[group] + int(hull.position[np.searchsorted(hull.steps, -price)])
+        levels = self._levels[group][box.window(group)]
+        priced = self._own(group, box) - slope * levels
+        for part, arrays in zip(step.parts, used, strict=True):
+            for scope, array in arrays:
+                index = tuple(int(choice[g]) - box.low[g] for g in scope)
+                if part.conjugate:
+                    priced = priced - levels * array[index]
+                else:
+                    priced = priced + array[(slice(None), *index)]
+        return box.low[group] + int(np.argmax(priced))
