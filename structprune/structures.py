@@ -197,6 +197,16 @@ class Structures:
         return np.concatenate([axis.sum(values) for axis in self.axes]) if self.axes else np.zeros(0)
 
     @cached_property
+    def tensor_labels(self) -> dict[str, tuple[np.ndarray, ...]]:
+        """For channels: the label of every dimension of every traced parameter and buffer, by any of its names."""
+        assert self.labelled is not None
+        return {
+            self.labelled.graph.tensors[node.name]: value.labels
+            for node, value in self.labelled.values.items()
+            if node.op == "placeholder" and node.name in self.labelled.graph.tensors
+        }
+
+    @cached_property
     def count(self) -> np.ndarray:
         """Number of weights (parameters and float buffers) that each structure takes, ``(n,)`` int64."""
         return self.sum({name: torch.ones(shape) for name, shape in self.shapes.items()}).astype(np.int64)
