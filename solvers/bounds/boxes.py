@@ -19,6 +19,7 @@ class Boxes:
 
     def __init__(self, problem: SelectionProblem) -> None:
         self.problem = problem
+        self._any_tables = any(merged.tables for merged in problem.polynomials)
         groups = range(len(problem.groups))
         # Per capacity and group: (coefficient, power of the group, powers of the others).
         self._products: list[list[list[tuple[int, int, Powers]]]] = []
@@ -32,7 +33,18 @@ class Boxes:
             self._tables.append([[table for table in merged.tables if g in table.groups] for g in groups])
 
     def tighten(self, low: IntArray, high: IntArray) -> tuple[IntArray, IntArray] | None:
-        """Smaller box with the same choices within budget; None when there are none."""
+        """Smaller box with the same choices within budget; None when there are none.
+
+        A box of one choice that is returned is within budget.
+        """
+        while True:
+            found = self._pass(low, high)
+            # Without tables the low corner, and with it every least cost, never moves: one pass finds all.
+            if found is None or not self._any_tables or np.array_equal(found, (low, high)):
+                return found
+            low, high = found
+
+    def _pass(self, low: IntArray, high: IntArray) -> tuple[IntArray, IntArray] | None:
         lows, highs = low.tolist(), high.tolist()
         widths = [int(group.levels[index]) for group, index in zip(self.problem.groups, lows, strict=True)]
         for k, (capacity, merged) in enumerate(zip(self.problem.capacities, self.problem.polynomials, strict=True)):

@@ -363,9 +363,9 @@ class Lagrangian:
         priced = self._own(group, box) - slope * levels
         for part, arrays in zip(step.parts, used, strict=True):
             for scope, array in arrays:
-                index = tuple(int(choice[g]) - box.low[g] for g in scope)
+                at: list[slice | int] = [int(choice[g]) - box.low[g] for g in scope]
                 if part.conjugate:
-                    priced = priced - levels * array[index]
+                    priced = priced - levels * array[tuple(at)]
                 else:
-                    priced = priced + array[(slice(None), *index)]
+                    priced = priced + array[(slice(None), *at)]
         return box.low[group] + int(np.argmax(priced))
