@@ -19,6 +19,13 @@ from structprune.axes.propagate import Call, LabelledGraph
 __all__ = ["GraphModel", "rewrite"]
 
 
+ASSERTIONS = (
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten._assert_async.msg,
+)
+
+
 class _Rewriter:
     """Answers the resizes' questions (see :class:`structprune.axes.propagate.Keep`) for one set of removed ids."""
 
@@ -66,6 +73,8 @@ def rewrite(labelled: LabelledGraph, removed: np.ndarray) -> tuple[fx.GraphModul
     source = labelled.graph.module
     new: dict[fx.Node, fx.Node] = {}
     for node in source.graph.nodes:
+        if node.target in ASSERTIONS:  # they state the recorded shapes and types
+            continue
         if node.op == "output":
             state.graph.output(fx.map_arg(node.args[0], lambda n: new[n]))
         elif node in labelled.resizes:
@@ -113,6 +122,12 @@ class GraphModel(nn.Module):
             placed.setdefault(id(state[name]), state[name])
             _place(self, name, placed[id(state[name])])
         self.graph_module = flat
+
+    @property
+    def casts(self) -> bool:
+        """Whether a float type is written down in the graph, so that another precision is not computed throughout."""
+        floats = (torch.float32, torch.float16, torch.bfloat16)
+        return any(node.kwargs.get("dtype") in floats for node in self.graph_module.graph.nodes)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run on inputs shaped like the example, with any batch size where the batch was recognised."""
