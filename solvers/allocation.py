@@ -106,9 +106,7 @@ class Allocation:
             if number is not None and not number >= 0:
                 raise ValueError(f"Expected {name} of at least 0. Got {number}. Use 0 for the strictest setting.")
 
-    def solve(
-        self, problem: SelectionProblem, progress: Callable[[Progress], bool | None] | None = None
-    ) -> Result:
+    def solve(self, problem: SelectionProblem, progress: Callable[[Progress], bool | None] | None = None) -> Result:
         """Solve a problem.
 
         Parameters

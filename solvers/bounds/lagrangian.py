@@ -276,9 +276,7 @@ class Lagrangian:
             self._static[index, k, key] = np.ascontiguousarray(array)
         return self._static[index, k, key]
 
-    def _frozen_cost(
-        self, factor: Factor, k: int, group: int, rest: Scope, per_unit: bool, box: _Priced
-    ) -> FloatArray:
+    def _frozen_cost(self, factor: Factor, k: int, group: int, rest: Scope, per_unit: bool, box: _Priced) -> FloatArray:
         kept = tuple(sorted((*rest, group)))
         if not per_unit:
             return np.moveaxis(_least_costs(factor, self._levels, k, box, kept), kept.index(group), 0)

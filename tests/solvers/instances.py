@@ -1,0 +1,149 @@
+"""Problems for the solver tests: small random ones of every kind, and the shapes of real networks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from solvers.problem import Capacity, Group, Product, SelectionProblem, Table, Term
+
+#: Structures per group of the random problems.
+WIDTH = 12
+
+
+def _values(rng: np.random.Generator, count: int) -> np.ndarray:
+    kind = rng.integers(4)
+    if kind == 0:  # concave, as sorted scores give
+        return np.cumsum(np.sort(rng.exponential(size=count))[::-1])
+    if kind == 1:  # rising, not concave
+        return np.cumsum(rng.exponential(size=count))
+    if kind == 2:  # neither rising nor concave
+        return rng.normal(size=count)
+    return np.round(rng.normal(size=count))  # ties and plateaus
+
+
+def _table(rng: np.random.Generator, groups: list[Group]) -> Table:
+    scope = rng.permutation(len(groups))[: int(rng.integers(1, min(len(groups), 3) + 1))]
+    entries = rng.integers(0, 50, size=[len(groups[g]) for g in scope])
+    if rng.random() < 0.6:
+        for axis in range(entries.ndim):
+            entries = np.sort(entries, axis=axis)
+    return Table(tuple(scope.tolist()), entries)
+
+
+def random_problem(seed: int) -> SelectionProblem:
+    """Up to 5 groups of up to 5 levels; 1 to 3 budgets of constants, powers, pairs, triples and tables."""
+    rng = np.random.default_rng(seed)
+    groups = []
+    for g in range(int(rng.integers(1, 6))):
+        count = int(rng.integers(1, 6))
+        levels = np.sort(rng.choice(np.arange(WIDTH), count, replace=False))
+        groups.append(Group(f"group{g}", levels, _values(rng, count), WIDTH * g + rng.permutation(WIDTH)))
+    capacities = []
+    for k in range(int(rng.integers(1, 4))):
+        terms: list[Term] = []
+        for _ in range(int(rng.integers(1, 8))):
+            if rng.random() < 0.2:
+                terms.append(_table(rng, groups))
+            else:
+                scope = rng.integers(0, len(groups), size=int(rng.integers(0, 5)))
+                terms.append(Product(tuple(scope.tolist()), int(rng.integers(0, 6))))
+        capacities.append(_budget(f"resource{k}", terms, groups, rng.uniform(-0.05, 0.9)))
+    return SelectionProblem(tuple(groups), tuple(capacities), WIDTH * len(groups))
+
+
+def _budget(resource: str, terms: list[Term], groups: list[Group], fraction: float) -> Capacity:
+    """A limit between what the smallest and the largest levels use."""
+    alone = SelectionProblem(tuple(groups), (Capacity(resource, 0, tuple(terms)),), sum(len(g.order) for g in groups))
+    least = alone.used(alone.minimum_choice)[0]
+    dense = alone.used([len(group) - 1 for group in groups])[0]
+    return Capacity(resource, least + int((dense - least) * fraction), tuple(terms))
+
+
+def permuted(problem: SelectionProblem, order: np.ndarray) -> SelectionProblem:
+    """The same problem with its groups in another order; ``order[i]`` is the old place of new group ``i``."""
+    place = {int(old): new for new, old in enumerate(order)}
+    capacities = tuple(
+        Capacity(
+            capacity.resource,
+            capacity.limit,
+            tuple(
+                Table(tuple(place[g] for g in term.groups), term.entries)
+                if isinstance(term, Table)
+                else Product(tuple(place[g] for g in term.groups), term.coefficient)
+                for term in capacity.terms
+            ),
+        )
+        for capacity in problem.capacities
+    )
+    return SelectionProblem(tuple(problem.groups[int(old)] for old in order), capacities, problem.size)
+
+
+class _Network:
+    """Collects groups with lognormal scores; layers differ in scale as they do in trained networks."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.groups: list[Group] = []
+        self.size = 0
+
+    def group(self, width: int, step: int = 1) -> int:
+        scores = np.sort(self.rng.lognormal(size=width))[::-1] * self.rng.lognormal()
+        levels = np.arange(step, width + 1, step)
+        values = np.cumsum(scores)[levels - 1]
+        order = np.arange(self.size, self.size + width)
+        self.groups.append(Group(f"group{len(self.groups)}", levels, values, order))
+        self.size += width
+        return len(self.groups) - 1
+
+    def problem(self, *budgets: tuple[str, list[Term], float]) -> SelectionProblem:
+        capacities = []
+        for resource, terms, fraction in budgets:
+            alone = SelectionProblem(tuple(self.groups), (Capacity(resource, 0, tuple(terms)),), self.size)
+            dense = alone.used([len(group) - 1 for group in self.groups])[0]
+            capacities.append(Capacity(resource, int(dense * fraction), tuple(terms)))
+        return SelectionProblem(tuple(self.groups), tuple(capacities), self.size)
+
+
+def resnet56(seed: int = 0, macs: float = 0.5, params: float | None = None) -> SelectionProblem:
+    """ResNet-56 on 32 x 32 images, every width allowed: 3 residual hubs and 27 inner groups."""
+    net = _Network(seed)
+    widths, areas = [16, 32, 64], [32 * 32, 16 * 16, 8 * 8]
+    hubs = [net.group(width) for width in widths]
+    work: list[Term] = [Product((hubs[0],), 27 * areas[0]), Product((hubs[2],), 10)]
+    weights: list[Term] = [Product((hubs[0],), 27), Product((hubs[2],), 10)]
+    entering = hubs[0]
+    for hub, width, area in zip(hubs, widths, areas, strict=True):
+        for _ in range(9):
+            inner = net.group(width)
+            for pair in ((entering, inner), (inner, hub)):
+                work.append(Product(pair, 9 * area))
+                weights.append(Product(pair, 9))
+            if entering != hub:
+                work.append(Product((entering, hub), area))
+                weights.append(Product((entering, hub), 1))
+            entering = hub
+    budgets = [("macs", work, macs)] if params is None else [("macs", work, macs), ("params", weights, params)]
+    return net.problem(*budgets)
+
+
+def joint_hubs(seed: int = 0) -> SelectionProblem:
+    """Three hubs with 16, 16 and 32 levels in products with each other and squared, 27 inner groups of 16 to 64."""
+    net = _Network(seed)
+    hubs = [net.group(16), net.group(16), net.group(32)]
+    terms: list[Term] = []
+    for _ in range(27):
+        inner = net.group(int(net.rng.choice([16, 32, 64])))
+        terms += [Product((inner, hubs[h]), 9 * int(net.rng.choice([64, 256]))) for h in net.rng.permutation(3)[:2]]
+    terms += [Product((hubs[0], hubs[1]), 1024), Product((hubs[1], hubs[2]), 256)]
+    terms += [Product((hubs[0], hubs[0]), 9216), Product((hubs[2], hubs[2]), 576)]
+    return net.problem(("macs", terms, 0.5))
+
+
+def block_layers(structures: int, layers: int = 54, seed: int = 0) -> SelectionProblem:
+    """Independent blocks: each layer keeps its best ones, each block of a layer costs the same."""
+    net = _Network(seed)
+    work: list[Term] = []
+    for _ in range(layers):
+        layer = net.group(int(structures / layers * net.rng.uniform(0.3, 1.7)))
+        work.append(Product((layer,), int(net.rng.integers(49, 12544))))
+    return net.problem(("macs", work, 0.12))
