@@ -71,9 +71,7 @@ def check_data(data: Any) -> Batches:
         return data
     if isinstance(data, Iterator):
         kind = type(data).__name__
-        raise TypeError(
-            f"Expected data that can be iterated several times. Got a {kind}. Pass a list or a DataLoader."
-        )
+        raise TypeError(f"Expected data that can be iterated several times. Got a {kind}. Pass a list or a DataLoader.")
     # A map-style dataset has no __iter__; Python would iterate over it by index.
     if isinstance(data, str | Tensor | Mapping) or not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
         raise TypeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["fraction_text", "quantity", "short_number", "used_text"]
+__all__ = ["accuracy_text", "fraction_text", "quantity", "short_number", "used_text"]
 
 SI = (("", 1), ("k", 10**3), ("M", 10**6), ("G", 10**9), ("T", 10**12), ("P", 10**15))
 NANOSECONDS = (("ns", 1), ("µs", 10**3), ("ms", 10**6), ("s", 10**9))
@@ -55,6 +55,11 @@ def fraction_text(fraction: float) -> str:
     if percent == 0:
         return "0 %"
     return f"{percent:.1e} %" if abs(percent) < 0.001 else f"{short_number(percent)} %"
+
+
+def accuracy_text(accuracy: float) -> str:
+    """Return an accuracy in per cent with the two decimals that ten thousand examples have."""
+    return f"{100 * accuracy:.2f} %"
 
 
 def used_text(used: int, allowed: int) -> str:
