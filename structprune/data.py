@@ -70,8 +70,9 @@ def check_data(data: Any) -> Batches:
     if isinstance(data, Batches):
         return data
     if isinstance(data, Iterator):
-        kind = type(data).__name__
-        raise TypeError(f"Expected data that can be iterated several times. Got a {kind}. Pass a list or a DataLoader.")
+        raise TypeError(
+            f"Expected data that can be iterated several times. Got {describe(data)}. Pass a list or a DataLoader."
+        )
     # A map-style dataset has no __iter__; Python would iterate over it by index.
     if isinstance(data, str | Tensor | Mapping) or not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
         raise TypeError(
@@ -106,7 +107,8 @@ def describe(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def batch_to(batch: Any, device: torch.device | str) -> Any:

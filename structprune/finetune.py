@@ -415,10 +415,20 @@ def start_training(model: nn.Module) -> tuple[str, ...]:
     """Put the network into training mode; returns a note if it has none."""
     try:
         model.train()
-    except NotImplementedError:
-        # Graphs from torch.export were recorded in evaluation mode and have no other.
-        return ("The network has no training mode: dropout is off and BatchNorm statistics stay as they are.",)
+    except NotImplementedError:  # what the graphs of torch.export say, and what their copies forget to say
+        recorded = True
+    else:
+        recorded = any(is_recorded(module) for module in model.modules())
+    if recorded:
+        return ("A recorded graph has no training mode: dropout is off and BatchNorm statistics stay as they are.",)
     return ()
+
+
+def is_recorded(module: nn.Module) -> bool:
+    """Tell whether a module is a graph of operators, in which the mode it was recorded in is fixed."""
+    if not isinstance(module, torch.fx.GraphModule):
+        return False
+    return any(isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes)
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

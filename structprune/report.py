@@ -92,7 +92,7 @@ class LatencyRow:
     def verdict(self) -> str:
         """The speed-up in words; spreads that overlap are said to."""
         if self.before_low <= self.after_high and self.after_low <= self.before_high:
-            return f"{self.speedup:.2f}x, within the spread"
+            return f"{self.speedup:.2f}x (within the spread)"
         return f"{self.speedup:.2f}x faster" if self.speedup >= 1 else f"{1 / max(self.speedup, 1e-9):.2f}x slower"
 
 

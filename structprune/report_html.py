@@ -89,7 +89,8 @@ def tiles(report: Report) -> list[str]:
     if report.latency is not None:
         timing = report.latency
         amounts = f"{quantity('latency_ns', timing.before_ns)} → {quantity('latency_ns', timing.after_ns)}"
-        shown.append(tile(timing.verdict, f"measured, batch {timing.batch}", amounts))
+        ratio, _, word = timing.verdict.partition(" ")
+        shown.append(tile(ratio, f"{word}, measured", amounts))
     measured = [row for row in report.quality if row.accuracy is not None]
     if measured:
         first, last = measured[0], measured[-1]
@@ -118,7 +119,10 @@ def paragraph(text: str) -> str:
 
 def legend(*entries: tuple[str, str]) -> str:
     """Return coloured keys, as pairs (variable, text)."""
-    keys = (f'<span class="key" style="background: var(--{name})"></span>{escape(text)}' for name, text in entries)
+    keys = (
+        f'<span class="entry"><span class="key" style="background: var(--{name})"></span>{escape(text)}</span> '
+        for name, text in entries
+    )
     return f'<p class="soft">{"".join(keys)}</p>'
 
 
@@ -322,9 +326,11 @@ def new_figure(height: float) -> Iterator[Figure]:
     # Here and not above: loading matplotlib takes half a second that only those who want the page should wait for.
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    layout = ConstrainedLayoutEngine(hspace=0.06, wspace=0.03)
     with matplotlib.rc_context(STYLE):
-        yield Figure(figsize=(INCHES, height), layout="constrained")
+        yield Figure(figsize=(INCHES, height), layout=layout)
 
 
 def bars(axes: Any, names: Sequence[str]) -> None:
@@ -365,7 +371,6 @@ def curves_plot(curves: Sequence[CurveRow]) -> str:
     columns = min(4, len(curves))
     lines = -(-len(curves) // columns)
     with new_figure(0.3 + 1.75 * lines) as figure:
-        figure.get_layout_engine().set(hspace=0.06, wspace=0.03)
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
         for plot, curve in zip(grid, curves, strict=False):
             points = zip(curve.levels, curve.loss, strict=True)

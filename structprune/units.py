@@ -43,7 +43,8 @@ def short_number(value: float) -> str:
         return f"{value:g}"
     if size < 0.001 or size >= 1e6:
         return f"{value:.2e}"
-    decimals = max(0, 2 - math.floor(math.log10(size)))
+    # Of the rounded value: 0.9996 is 1.00, which has one decimal less than 0.999.
+    decimals = max(0, 2 - math.floor(math.log10(float(f"{size:.2e}"))))
     return f"{value:,.{decimals}f}"
 
 
