@@ -27,12 +27,12 @@ class BNScale:
     Attributes
     ----------
     otherwise
-        Criterion for the axes that no batch norm scales, brought to the mean of the others; None refuses them.
+        Criterion for the axes that no batch norm scales, brought to the mean of the others; None refuses such axes.
 
     Raises
     ------
     ValueError
-        If axes have no batch norm and ``otherwise`` is None, or if no axis has one.
+        If axes have no batch norm and ``otherwise`` is None.
 
     References
     ----------
@@ -50,22 +50,22 @@ class BNScale:
             name: weight.detach().abs() for name, weight in weights(model, structures).items() if id(weight) in norms
         }
         count = structures.sum({name: torch.ones_like(scale) for name, scale in scales.items()})
-        scaled = count > 0
-        missing = [axis.name for axis in structures.axes if not scaled[axis.entries].all()]
-        if missing and (self.otherwise is None or not scaled.any()):
-            raise ValueError(
-                f"Expected a batch norm on every axis. Got {len(missing)} of {len(structures.axes)} axes without: "
-                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Leave them out with keep_whole=, "
-                "pass BNScale(otherwise=Magnitude()), or choose another criterion."
-            )
         values = structures.sum(scales) / np.maximum(count, 1)
+        missing = [axis for axis in structures.axes if not count[axis.entries].all()]
         if not missing:
             return finite_scores(values, structures, model, "mean |gamma|")
-        assert self.otherwise is not None
+        if self.otherwise is None:
+            names = ", ".join(axis.name for axis in missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise ValueError(
+                f"Expected a batch norm on every axis. Got {len(missing)} of {len(structures.axes)} axes without: "
+                f"{names}. Leave them out with keep_whole=, pass BNScale(otherwise=Magnitude()), or choose another "
+                "criterion."
+            )
         others = self.otherwise(model, structures, data, loss)
-        mean = others.values[~scaled].mean()
-        factor = values[scaled].mean() / mean if mean > 0 else 1.0
-        note = f"{len(missing)} axes without batch norm were scored by {self.otherwise}, scaled by {factor:.3g}."
-        return finite_scores(
-            np.where(scaled, values, others.values * factor), structures, model, "mean |gamma|", note, *others.notes
-        )
+        without = np.concatenate([np.arange(axis.start, axis.start + axis.size) for axis in missing])
+        scaled = np.delete(np.arange(structures.n), without)
+        mean = others.values[without].mean()
+        factor = values[scaled].mean() / mean if scaled.size and mean > 0 else 1.0
+        values[without] = factor * others.values[without]
+        note = f"{len(missing)} axes without batch norm: scores of {self.otherwise}, times {factor:.3g}."
+        return finite_scores(values, structures, model, "mean |gamma|", note, *others.notes)

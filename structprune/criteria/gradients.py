@@ -79,7 +79,7 @@ def batches(data: Data, model: nn.Module, examples: int | None) -> Iterator[tupl
         If the data is empty or of another form, see :func:`structprune.data.check_data`.
     """
     device = device_of(model)
-    left = examples
+    left, seen = examples, 0
     for batch in check_data(data):
         count = batch_size(batch)
         if left is not None and count > left:
@@ -87,10 +87,13 @@ def batches(data: Data, model: nn.Module, examples: int | None) -> Iterator[tupl
         if count:
             inputs, targets = batch_to(batch, device)
             yield inputs, targets, count
+        seen += count
         if left is not None:
             left -= count
             if not left:
                 return
+    if not seen:
+        raise ValueError("Expected data with at least one example. Got empty batches. Pass batches that have examples.")
 
 
 def examples_of(inputs: Any, targets: Any, count: int) -> Iterator[tuple[Any, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from structprune.criteria.gradients import batches, differentiable, gradients, needed, valid_examples
 from structprune.criteria.scores import Data, Scores, finite_scores
@@ -47,15 +47,14 @@ class Taylor:
     ) -> Scores:
         data, loss = needed("Taylor", data, loss)
         tensors = weights(model, structures)
-        total = {
-            name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32), requires_grad=False)
-            for name, weight in tensors.items()
-        }
+        total: dict[str, Tensor] = {}
         seen = 0
         with differentiable(model, tensors):
             for inputs, targets, count in batches(data, model, self.examples):
                 for name, gradient in gradients(model, tensors, loss, inputs, targets).items():
-                    total[name] += count * gradient
+                    # Half precision would lose the later batches of a long sum.
+                    step = count * gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+                    total[name] = total[name] + step if name in total else step
                 seen += count
         change = {name: weight.detach().double() * total[name].double() / seen for name, weight in tensors.items()}
         if self.absolute:
