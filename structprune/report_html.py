@@ -34,6 +34,7 @@ VARIABLES = {
 }  # fmt: skip
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # names may have dollar signs
     "svg.hashsalt": "structprune",  # equal reports give equal pages
     "font.size": 10,
     "text.color": INK,
@@ -415,7 +416,8 @@ def costs_plot(report: Report) -> str:
 def quality_plot(report: Report) -> str:
     """Return bars of the accuracy by stage, of the loss where there is no accuracy."""
     accuracy = [(row.stage, row.accuracy) for row in report.quality if row.accuracy is not None]
-    shown = accuracy or [(row.stage, row.loss) for row in report.quality if row.loss is not None]
+    losses = ((row.stage, row.loss) for row in report.quality if row.loss is not None)
+    shown = accuracy or [(stage, loss) for stage, loss in losses if math.isfinite(loss)]
     if not shown:
         return ""
     with new_figure(0.6 + 0.36 * len(shown)) as figure:
