@@ -1,8 +1,8 @@
 """Latency as a cost: integer nanoseconds per operator and widths, from measurements at a few widths.
 
 Operators that multiply are measured on a grid of widths and interpolated, since their latency is a staircase that
-depends on how the kernels tile it; the others cost so much per call and so much per entry. What the network takes
-beyond the sum of its operators is added as a constant, so that the dense network is predicted as measured.
+depends on how the kernels tile it; the others cost so much per call and so much per entry. The whole network is
+measured at two widths, so that the dense network is predicted as measured.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
 from typing import Any, Literal
@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from solvers.problem import Product, Table, Term
+from solvers.problem import Term
 from structprune.axes.polynomial import Polynomial
 from structprune.latency.cache import Cache, default_folder
-from structprune.latency.operators import Network, callables
+from structprune.latency.operators import Network
+from structprune.latency.signatures import Signature, callables
+from structprune.latency.terms import MOST_CELLS, TermSum, Widths, upper_line
 from structprune.latency.timing import Progress, interleaved
 from structprune.structures import Structures
 
@@ -33,12 +35,10 @@ GRID = 5  # widths at which a multiplying operator is measured along an axis of 
 WIDE = 128  # below, one step of the kernels' tiles is felt: the measured widths lie on both sides of steps
 TILES = (16, 8, 4)
 LIGHT = (0.25, 1.0)  # shares of the widths at which the others are
-MOST_CELLS = 4_000_000  # 32 MB per table
+NARROW = 0.25  # share of the widths at which the whole network is measured a second time
 MOST_SPREAD = 1.5  # upper over lower quartile, in the sum over all calls
-EXACT_COEFFICIENT = 100  # from here on, rounding a coefficient up to an integer costs less than one per cent
 
 Folder = str | os.PathLike[str]
-Widths = tuple[int, ...]
 
 
 def latency_ns(
@@ -58,9 +58,11 @@ def latency_ns(
     Along more axes (heads, concatenated inputs) its latency is the lowest line ``a + b macs`` above its measurements.
     All other operators follow ``a + b entries`` through two measurements. Views are free. Entries are rounded up.
 
-    Where the operators' sum falls short of the dense network's measured latency, the rest is a constant term. Where it
-    exceeds it (operators that a fused kernel does at once), all terms shrink in proportion. Either way the terms at
-    full widths give the dense latency, up to one nanosecond per term and one per cent of terms of high degree.
+    The whole network is measured too, dense and at a quarter of its widths. Where it takes longer than the sum of its
+    operators (memory moves, Python runs), the terms grow in proportion as far as that part shrinks with the widths,
+    and the rest is a constant. Where it takes less (a fused kernel does several operators at once), all terms shrink
+    in proportion. Either way the terms at full widths give the dense latency, up to one nanosecond per term and one
+    per cent of terms of high degree.
 
     Parameters
     ----------
@@ -71,7 +73,7 @@ def latency_ns(
     batch
         Examples per forward pass; None for as many as it was traced with (a lone example is traced twice).
     dense_ns
-        Measured latency of the dense network, if known; None to measure the recorded graph.
+        Latency of the dense network, if it was measured; None for that of its recorded graph.
     rounds
         How often each operator is timed; the median counts.
     cache
@@ -87,19 +89,33 @@ def latency_ns(
     """
     network = _network(structures, device, batch)
     plans = [_plan(structures, network, node) for node in network.operators]
-    full = tuple(axis.size for axis in structures.axes)
-    wanted: dict[str, Any] = {}
+    widths = structures.axes if structures.found else ()  # blocks change no shapes
+    full = tuple(axis.size for axis in widths)
+    narrow = tuple(_nearest(_positive(axis.levels), NARROW) for axis in widths)
+    wanted: dict[str, Signature] = {}
     for plan in plans:
         for signature in plan.signatures:
             wanted.setdefault(signature.key, signature)
-    whole = _whole_key(network, full)
-    medians = _measured(network, wanted, whole if dense_ns is None else None, full, rounds, cache, progress)
+    # The whole network at full and at narrow widths tells what it takes beside its operators.
+    dense, narrowed = _whole_key(network, full), _whole_key(network, narrow)
+    medians = _measured(network, wanted, {dense: full, narrowed: narrow}, rounds, cache, progress)
 
-    levels = [np.asarray(axis.levels, dtype=np.int64) for axis in structures.axes]
-    total = _Sum(levels)
+    total = TermSum([np.asarray(axis.levels, dtype=np.int64) for axis in structures.axes])
     for plan in plans:
         plan.add_to(total, [medians[signature.key] for signature in plan.signatures])
-    return total.terms(full, ceil(medians[whole]) if dense_ns is None else dense_ns)
+    dense_ns = ceil(medians[dense]) if dense_ns is None else dense_ns
+    scale = _scale(dense_ns, total.at(full), total.at(full) - total.at(narrow), medians[dense] - medians[narrowed])
+    return total.terms(full, dense_ns, scale)
+
+
+def _scale(dense_ns: float, dense_sum: float, fall_sum: float, fall_measured: float) -> float:
+    """By what the operators' sum is multiplied, so that it falls with the widths as the whole network does.
+
+    At most so much that the dense network takes nothing beside its operators, and at least 1 unless that is less.
+    """
+    most = dense_ns / dense_sum if dense_sum else 1.0
+    slope = fall_measured / fall_sum if fall_sum > 0 else 1.0
+    return min(max(slope, 1.0), most)
 
 
 def _network(structures: Structures, device: str | torch.device | None, batch: int | None) -> Network:
@@ -126,75 +142,15 @@ def _network(structures: Structures, device: str | torch.device | None, batch: i
     return Network(labelled, structures.found, batch, chosen)
 
 
-class _Sum:
-    """Terms under construction, in real numbers; equal axes share one table."""
-
-    def __init__(self, levels: Sequence[np.ndarray]) -> None:
-        self.levels = levels
-        self._constant = 0.0
-        self._tables: dict[tuple[int, ...], np.ndarray] = {}
-        self._products: dict[tuple[int, ...], float] = {}
-
-    def add_table(self, axes: tuple[int, ...], entries: np.ndarray) -> None:
-        self._tables[axes] = self._tables[axes] + entries if axes in self._tables else entries
-
-    def add_line(self, constant: float, slope: float, size: Polynomial) -> None:
-        """``constant + slope * size``, monomial by monomial."""
-        self._constant += constant
-        for axes, coefficient in size.terms.items():
-            if not axes:
-                self._constant += slope * coefficient
-            elif len(set(axes)) <= 2:
-                distinct = tuple(dict.fromkeys(axes))
-                self.add_table(distinct, slope * coefficient * self._monomial(axes, distinct))
-            else:
-                self._products[axes] = self._products.get(axes, 0.0) + slope * coefficient
-
-    def _monomial(self, axes: tuple[int, ...], distinct: tuple[int, ...]) -> np.ndarray:
-        factors = np.ix_(*(self.levels[axis].astype(np.float64) ** axes.count(axis) for axis in distinct))
-        return np.asarray(prod(factors[1:], start=factors[0]))
-
-    def terms(self, full: Widths, dense_ns: int) -> tuple[Term, ...]:
-        """Integer terms that give ``dense_ns`` at full widths."""
-        tables_sum = sum(float(entries[(-1,) * entries.ndim]) for entries in self._tables.values())
-        products_sum = sum(c * prod(full[axis] for axis in axes) for axes, c in self._products.items())
-        dense_sum = self._constant + tables_sum + products_sum
-        scale = min(1.0, dense_ns / dense_sum) if dense_sum else 1.0
-        terms: list[Term] = [Table(axes, _ceil(entries * scale)) for axes, entries in self._tables.items()]
-        for axes, coefficient in self._products.items():
-            terms.append(self._product(axes, coefficient * scale))
-        dense = sum(_at_full(term, full) for term in terms)
-        rest = max(ceil(self._constant * scale), dense_ns - dense)
-        return (*terms, Product((), rest)) if rest else tuple(terms)
-
-    def _product(self, axes: tuple[int, ...], coefficient: float) -> Term:
-        """A table where rounding the coefficient up would be felt and the table is not too large."""
-        distinct = tuple(dict.fromkeys(axes))
-        cells = prod(len(self.levels[axis]) for axis in distinct)
-        if coefficient >= EXACT_COEFFICIENT or cells > MOST_CELLS:
-            return Product(axes, ceil(coefficient))
-        return Table(distinct, _ceil(coefficient * self._monomial(axes, distinct)))
-
-
-def _ceil(entries: np.ndarray) -> np.ndarray:
-    return np.ceil(entries).astype(np.int64)
-
-
-def _at_full(term: Term, full: Widths) -> int:
-    if isinstance(term, Table):
-        return int(term.entries[(-1,) * term.entries.ndim])
-    return term.coefficient * prod(full[axis] for axis in term.groups)
-
-
 @dataclass(frozen=True)
 class _Grid:
     """An operator along one or two axes, measured at every combination of ``widths``."""
 
     axes: tuple[int, ...]
     widths: tuple[np.ndarray, ...]
-    signatures: list[Any] = field(repr=False)
+    signatures: list[Signature]
 
-    def add_to(self, total: _Sum, medians: Sequence[float]) -> None:
+    def add_to(self, total: TermSum, medians: Sequence[float]) -> None:
         entries = np.array(medians).reshape([len(widths) for widths in self.widths])
         for dim in range(entries.ndim):
             entries = np.maximum.accumulate(entries, axis=dim)
@@ -214,27 +170,10 @@ class _Line:
 
     size: Polynomial
     sizes: tuple[int, ...]
-    signatures: list[Any] = field(repr=False)
+    signatures: list[Signature]
 
-    def add_to(self, total: _Sum, medians: Sequence[float]) -> None:
-        total.add_line(*_upper_line(self.sizes, medians), self.size)
-
-
-def _upper_line(sizes: Sequence[int], medians: Sequence[float]) -> tuple[float, float]:
-    """The lowest line, in the sum over the points, that no point lies above; constant and slope at least 0.
-
-    It touches two points, or one and a constraint, so all such lines are tried.
-    """
-    x, y = np.array(sizes, dtype=np.float64), np.array(medians)
-    lines = [(float(y.max()), 0.0)]
-    if x.all():
-        lines.append((0.0, float((y / x).max())))
-    for i, j in product(range(len(x)), repeat=2):
-        if x[i] < x[j] and y[i] <= y[j]:
-            slope = (y[j] - y[i]) / (x[j] - x[i])
-            lines.append((float(y[i] - slope * x[i]), float(slope)))
-    above = [(a, b) for a, b in lines if a >= 0 and (a + b * x >= y * (1 - 1e-9)).all()]
-    return min(above, key=lambda line: float((line[0] + line[1] * x).sum()))
+    def add_to(self, total: TermSum, medians: Sequence[float]) -> None:
+        total.add_line(*upper_line(self.sizes, medians), self.size)
 
 
 def _plan(structures: Structures, network: Network, node: fx.Node) -> _Grid | _Line:
@@ -295,29 +234,28 @@ def _with(full: Sequence[int], axes: Iterable[int], widths: Iterable[int]) -> Wi
     return tuple(point)
 
 
-def _whole_key(network: Network, full: Widths) -> str:
-    """Names the dense network by all its operators and their shapes."""
-    text = "\n".join(network.signature(node, full).key for node in network.operators)
+def _whole_key(network: Network, widths: Widths) -> str:
+    """Names the network at some widths by all its operators and their shapes."""
+    text = "\n".join(network.signature(node, widths).key for node in network.operators)
     return f"network {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _measured(
     network: Network,
-    wanted: dict[str, Any],
-    whole: str | None,
-    full: Widths,
+    wanted: dict[str, Signature],
+    wholes: dict[str, Widths],
     rounds: int,
     folder: Folder | Literal[False] | None,
     progress: Progress | None,
 ) -> dict[str, float]:
-    """Medians in nanoseconds of all signatures and of the whole network, from the cache as far as it has them."""
+    """Medians in nanoseconds of all signatures and whole networks, from the cache as far as it has them."""
     cache = None if folder is False else Cache(default_folder() if folder is None else folder, network.device)
     known = cache.read() if cache is not None else {}
     missing = [key for key in wanted if key not in known]
     calls: list[Callable[[], Any]] = callables([wanted[key] for key in missing], network.device)
-    if whole is not None and whole not in known:
-        missing.append(whole)
-        calls.append(network.forward(full))
+    new_wholes = [key for key in wholes if key not in known]
+    missing += new_wholes
+    calls += [network.forward(wholes[key]) for key in new_wholes]
     if missing:
         samples = interleaved(calls, network.device, rounds, progress)
         new = {key: max(float(value), 1.0) for key, value in zip(missing, np.median(samples, axis=0), strict=True)}

@@ -64,7 +64,8 @@ def interleaved(
     with _no_collection():
         for index, call in enumerate(calls):
             sample(call, WARM_UP, device)
-            repetitions.append(max(1, ceil(LEAST_NS / max(sample(call, 1, device), 1.0))))
+            shortest = min(sample(call, 1, device) for _ in range(WARM_UP + 1))
+            repetitions.append(max(1, ceil(LEAST_NS / max(shortest, 1.0))))
             if progress is not None:
                 progress(index + 1, total)
         for row in range(rounds):
