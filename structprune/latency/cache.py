@@ -62,7 +62,7 @@ class Cache:
         """All medians known; empty where there is no readable file."""
         try:
             text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, UnicodeDecodeError) as error:
             return self._ignored(str(error))
