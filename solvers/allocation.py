@@ -10,6 +10,7 @@ form their convex combination again. The boxes left at the end, with their price
 from __future__ import annotations
 
 import heapq
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,12 +36,15 @@ from solvers.result import (
 )
 from solvers.verify import check_lagrangian
 
-#: Evaluations of the bound at the root and in a node, per capacity.
-_ROOT_EVALUATIONS = 40
-_NODE_EVALUATIONS = 6
+#: Most evaluations of the bound with one capacity, at the root and in a node, and for every further capacity.
+_ROOT_EVALUATIONS = (40, 40)
+_NODE_EVALUATIONS = (6, 2)
 
 #: Pairs of groups looked at when improving an incumbent, and when ending.
 _PAIRS = 4000
+
+#: Moves, beyond one per group, that bring a node's choice within budget before it is given up.
+_NODE_MOVES = 32
 
 #: Shortest time between two reports of progress without a better choice, in seconds.
 _REPORT_EVERY = 0.2
@@ -177,10 +181,10 @@ class _Search:
         self.best, self.objective = np.array(ledger.choice, dtype=np.int64), ledger.value()
         return True
 
-    def try_cut(self, cut: Cut, pairs: int) -> None:
+    def try_cut(self, cut: Cut, most: int = sys.maxsize) -> None:
         ledger = Ledger(self.problem, cut.choice)
-        if cut.feasible or self.mover.reach(ledger):
-            self.offer(ledger, pairs)
+        if self.mover.reach(ledger, most):
+            self.offer(ledger, _PAIRS)
 
     def first_choices(self, root: Minimum) -> None:
         """Incumbents from the minimum choice, the root's Lagrangian choices and the marginal greedy."""
@@ -206,7 +210,7 @@ class _Search:
         others += [cut for cut in root.cuts[-4:] if not cut.feasible]
         for cut in [*sorted(feasible, key=lambda cut: -cut.value)[:2], *others]:
             if not self.expired():
-                self.try_cut(cut, _PAIRS)
+                self.try_cut(cut)
 
     # --- branch and bound ----------------------------------------------------------------------------------------
 
@@ -220,13 +224,13 @@ class _Search:
 
     def node(self, low: IntArray, high: IntArray, parent: Minimum | None) -> _Node:
         """Bound a box, and try its Lagrangian choices as incumbents."""
-        m = max(1, len(self.problem.capacities))
         tight = self.boxes.tighten(low, high)
         start = np.zeros(len(self.problem.capacities)) if parent is None else parent.prices
         if tight is None:
             return _Node(low, high, None, Minimum(-np.inf, start, (), ()))
         cuts = () if parent is None else parent.cuts
-        evaluations = (_ROOT_EVALUATIONS if parent is None else _NODE_EVALUATIONS) * m
+        first, further = _ROOT_EVALUATIONS if parent is None else _NODE_EVALUATIONS
+        evaluations = first + further * (len(self.problem.capacities) - 1)
         minimum = self.dual.minimise(*tight, cuts, start, self.target(), evaluations)
         if parent is None:
             self.first_choices(minimum)
@@ -239,10 +243,10 @@ class _Search:
             before = self.objective
             for cut in sorted((c for c in minimum.cuts if c.feasible), key=lambda c: -c.value)[:1]:
                 if cut.value > self.objective or self.best is None:
-                    self.try_cut(cut, _PAIRS)
+                    self.try_cut(cut)
             broken = [cut for cut, _ in sorted(minimum.active, key=lambda pair: -pair[1]) if not cut.feasible]
             for cut in broken[:1]:
-                self.try_cut(cut, _PAIRS)
+                self.try_cut(cut, most=_NODE_MOVES + len(self.problem.groups))
             if self.objective > before:
                 self.report(minimum.bound, force=True)
 

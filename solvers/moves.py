@@ -7,6 +7,7 @@ Sinha and Zoltners 1979), measured at the current choice because products make e
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -69,34 +70,46 @@ class Mover:
             total += np.maximum((amounts[k] - limit).astype(np.float64), 0.0) / self.units[k]
         return total
 
-    def reach(self, ledger: Ledger) -> bool:
+    def reach(self, ledger: Ledger, most: int = sys.maxsize) -> bool:
         """Lower levels, least value lost per excess removed first, until every capacity holds.
+
+        Parameters
+        ----------
+        ledger
+            Any choice; changed in place.
+        most
+            Most moves to make.
 
         Returns
         -------
         bool
-            False when no single move reduces the excess (only tables that do not rise can cause that).
+            Whether every capacity holds now. Without a limit on moves, only tables that do not rise can prevent it.
         """
-        while not ledger.feasible:
+        while not ledger.feasible and most > 0:
+            most -= 1
             here = float(self._excess(np.array(ledger.used, dtype=object)[:, None], ledger.limits)[0])
-            best: tuple[float, float, int, int] | None = None
-            for g, values in enumerate(self.values):
-                near = self._near(g, ledger.choice[g])
-                if not near.size:
-                    continue
-                removed = here - self._excess(ledger.moved(g, near), ledger.limits)
-                lost = values[ledger.choice[g]] - values[near]
-                helps = removed > 0
-                if not helps.any():
-                    continue
-                rate = np.where(helps, lost / np.where(helps, removed, 1.0), np.inf)
-                at = int(np.argmin(rate))
-                key = (float(rate[at]), -float(removed[at]), g, int(near[at]))
-                best = key if best is None or key < best else best
-            if best is None:
-                return False
-            ledger.move(best[2], best[3])
-        return True
+            ways = [way for g in range(len(self.values)) if (way := self._ways_down(ledger, g, here)) is not None]
+            if not ways:
+                break
+            ways.sort(key=lambda way: (float(way[1].min()), way[0]))
+            g, rates, removed, levels = ways[0]
+            rival = float(ways[1][1].min()) if len(ways) > 1 else np.inf
+            # As far as no other group is cheaper: one long step instead of many short ones.
+            good = rates <= max(rival, float(rates.min()))
+            ledger.move(g, int(levels[np.argmax(np.where(good, removed, -np.inf))]))
+        return ledger.feasible
+
+    def _ways_down(self, ledger: Ledger, g: int, excess: float) -> tuple[int, FloatArray, FloatArray, IntArray] | None:
+        """Levels of a group that reduce the excess: value lost per excess removed, excess removed, level indices."""
+        near = self._near(g, ledger.choice[g])
+        if not near.size:
+            return None
+        removed = excess - self._excess(ledger.moved(g, near), ledger.limits)
+        helps = removed > 0
+        if not helps.any():
+            return None
+        near, removed = near[helps], removed[helps]
+        return g, (self.values[g][ledger.choice[g]] - self.values[g][near]) / removed, removed, near
 
     def fill(self, ledger: Ledger) -> None:
         """Raise levels one after the other, best value per cost first, until the choice is maximal.

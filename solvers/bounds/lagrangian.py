@@ -48,6 +48,14 @@ class Dual:
     exact: bool
 
 
+class _Summand(NamedTuple):
+    """One array of a bucket over ``scope``: priced cost per unit of the group, or value with the group's axis first."""
+
+    scope: Scope
+    array: FloatArray
+    per_unit: bool
+
+
 class _Hull(NamedTuple):
     """Vertices of a value curve: positions, levels, values, and value lost per level from one vertex to the next."""
 
@@ -212,10 +220,10 @@ class Lagrangian:
         plan = self._plan(box)
         slopes = (prices @ self._linear).tolist()
         messages: list[tuple[Scope, FloatArray]] = []
-        tables: list[tuple[Step, list[list[tuple[Scope, FloatArray]]]]] = []
+        tables: list[tuple[Step, list[list[_Summand]]]] = []
         total = math.fsum(p * slack for p, slack in zip(box.prices, self._slack, strict=True))
         for step in plan.steps:
-            used: list[list[tuple[Scope, FloatArray]]] = []
+            used: list[list[_Summand]] = []
             for part in step.parts:
                 arrays = self._arrays(step.group, part, box, messages)
                 scope, message = part.scope, self._message(step, part, arrays, slopes[step.group], box)
@@ -229,19 +237,19 @@ class Lagrangian:
             choice[step.group] = self._decode(step, used, slopes[step.group], box, choice)
         return Dual(total + self.rounding(prices), choice, plan.exact)
 
-    def _arrays(
-        self, group: int, part: Part, box: _Priced, messages: list[tuple[Scope, FloatArray]]
-    ) -> list[tuple[Scope, FloatArray]]:
-        """Tables of a part: priced cost per unit of the group (conjugate), or priced value with its axis first."""
-        arrays: list[tuple[Scope, FloatArray]] = []
-        for index, frozen in part.factors:
+    def _arrays(self, group: int, part: Part, box: _Priced, messages: list[tuple[Scope, FloatArray]]) -> list[_Summand]:
+        """What a part sums: priced costs per unit of the group, and priced values with the group's axis first."""
+        arrays: list[_Summand] = []
+        for index, frozen, per_unit in part.factors:
             rest = tuple(g for g in self._factors[index].scope if g != group and g not in frozen)
-            cost = self._priced_cost(index, group, frozen, part.conjugate, box)
-            arrays.append((rest, cost if part.conjugate else -cost))
+            cost = self._priced_cost(index, group, frozen, per_unit, box)
+            arrays.append(_Summand(rest, cost if per_unit else -cost, per_unit))
         for number in part.messages:
             scope, message = messages[number]
-            rest = tuple(g for g in scope if g != group)
-            arrays.append((rest, np.moveaxis(message, scope.index(group), 0)))
+            axis = scope.index(group)
+            axes = (axis, *range(axis), *range(axis + 1, len(scope)))
+            rest = scope[:axis] + scope[axis + 1 :]
+            arrays.append(_Summand(rest, message.transpose(axes) if axis else message, False))
         return arrays
 
     def _priced_cost(self, index: int, group: int, frozen: Scope, per_unit: bool, box: _Priced) -> FloatArray:
@@ -309,29 +317,58 @@ class Lagrangian:
             self._hulls[key] = hull
         return hull
 
-    def _message(
-        self, step: Step, part: Part, arrays: list[tuple[Scope, FloatArray]], slope: float, box: _Priced
-    ) -> FloatArray:
-        """Maximum over the step's group of one part, shape: box over ``part.scope``."""
+    def _message(self, step: Step, part: Part, arrays: list[_Summand], slope: float, box: _Priced) -> FloatArray:
+        """Maximum over the step's group of one part, shape: box over ``part.scope``.
+
+        The group's own value and slope are shared equally among the parts of a split bucket.
+        """
         group, shares = step.group, len(step.parts)
-        if part.conjugate:
-            price: FloatArray = np.asarray(slope / shares)
-            for scope, array in sorted(arrays, key=lambda pair: len(pair[0])):
-                price = price + _expand(array, scope, part.scope)
+        dense = [summand for summand in arrays if not summand.per_unit]
+        if not part.conjugate:
+            own = (self._own(group, box) - slope * self._levels[group][box.window(group)]) / shares
+            return self._table_maximum(group, own, dense, part.scope, box)
+        columns = tuple(g for g in part.scope if g not in part.rows)
+        price: FloatArray = np.asarray(slope / shares)
+        for scope, array, _ in sorted((s for s in arrays if s.per_unit), key=lambda s: len(s.scope)):
+            price = price + _expand(array, scope, columns)
+        if not dense:
             hull = self._hull(group, box)
-            # Values are shared among the parts of a split bucket, so slopes are. Steps rise along the hull: stop
-            # where the next one loses more value than its price saves.
+            # Steps rise along the hull: stop where the next one loses more value than its price saves.
             best = np.searchsorted(hull.steps, -price * shares)
             conjugate: FloatArray = hull.heights[best] / shares - hull.widths[best] * price
             return conjugate
-        own, levels = self._own(group, box), self._levels[group][box.window(group)]
-        own = (own - slope * levels) / shares
-        summands: list[tuple[Scope, FloatArray]] = [((), own), *arrays]
-        by_scope: dict[Scope, FloatArray] = {}
-        for scope, array in sorted(summands, key=lambda pair: len(pair[0])):
+        own = self._own(group, box) / shares
+        return self._row_conjugates(group, own, dense, price, part, box)
+
+    def _row_conjugates(
+        self, group: int, own: FloatArray, dense: list[_Summand], price: FloatArray, part: Part, box: _Priced
+    ) -> FloatArray:
+        """``max_n curve_r(n) - n price_c`` for every cell ``r`` of the part's rows and ``c`` of its other axes."""
+        levels = self._levels[group][box.window(group)]
+        rows = [box.high[g] - box.low[g] + 1 for g in part.rows]
+        curves = _expand(own, (group,), (group, *part.rows))
+        for scope, array, _ in dense:
+            curves = curves + _expand(array, (group, *scope), (group, *part.rows))
+        curves = np.ascontiguousarray(curves.reshape(len(levels), -1).T)
+        flat = price.reshape(-1)
+        table = np.empty((len(curves), flat.size))
+        for row, curve in enumerate(curves):
+            hull = upper_hull(levels, curve)
+            widths, heights = levels[hull], curve[hull]
+            best = np.searchsorted(-np.diff(heights) / np.diff(widths), -flat)
+            np.subtract(heights[best], widths[best] * flat, out=table[row])
+        axes = [*part.rows, *(g for g in part.scope if g not in part.rows)]
+        return table.reshape((*rows, *price.shape)).transpose([axes.index(g) for g in part.scope])
+
+    def _table_maximum(
+        self, group: int, own: FloatArray, dense: list[_Summand], target: Scope, box: _Priced
+    ) -> FloatArray:
+        """Maximum over the first axis of the sum of all summands, shape: box over ``target``."""
+        by_scope: dict[Scope, FloatArray] = {(): own}
+        for scope, array, _ in sorted(dense, key=lambda summand: len(summand.scope)):
             by_scope[scope] = by_scope[scope] + array if scope in by_scope else array
-        views = [_expand(array, (group, *scope), (group, *part.scope)) for scope, array in by_scope.items()]
-        sizes = [box.high[g] - box.low[g] + 1 for g in part.scope]
+        views = [_expand(array, (group, *scope), (group, *target)) for scope, array in by_scope.items()]
+        sizes = [box.high[g] - box.low[g] + 1 for g in target]
         if math.prod(sizes) <= _SHORT_ROW or len(own) * math.prod(sizes) <= _WHOLE_TABLE:
             table = views[0]
             for view in views[1:]:
@@ -346,24 +383,21 @@ class Lagrangian:
             np.maximum(message, row, out=message)
         return message
 
-    def _decode(
-        self, step: Step, used: list[list[tuple[Scope, FloatArray]]], slope: float, box: _Priced, choice: IntArray
-    ) -> int:
+    def _decode(self, step: Step, used: list[list[_Summand]], slope: float, box: _Priced, choice: IntArray) -> int:
         """Best level of the step's group, given the groups eliminated after it; ties go to the smaller level."""
         group = step.group
-        if len(step.parts) == 1 and step.parts[0].conjugate:
+        if len(step.parts) == 1 and step.parts[0].conjugate and all(summand.per_unit for summand in used[0]):
             price = slope
-            for scope, array in used[0]:
+            for scope, array, _ in used[0]:
                 price += float(array[tuple(int(choice[g]) - box.low[g] for g in scope)])
             hull = self._hull(group, box)
             return box.low[group] + int(hull.position[np.searchsorted(hull.steps, -price)])
         levels = self._levels[group][box.window(group)]
         priced = self._own(group, box) - slope * levels
-        for part, arrays in zip(step.parts, used, strict=True):
-            for scope, array in arrays:
-                at: list[slice | int] = [int(choice[g]) - box.low[g] for g in scope]
-                if part.conjugate:
-                    priced = priced - levels * array[tuple(at)]
-                else:
-                    priced = priced + array[(slice(None), *at)]
+        for scope, array, per_unit in (summand for arrays in used for summand in arrays):
+            at: list[slice | int] = [int(choice[g]) - box.low[g] for g in scope]
+            if per_unit:
+                priced = priced - levels * array[tuple(at)]
+            else:
+                priced = priced + array[(slice(None), *at)]
         return box.low[group] + int(np.argmax(priced))

@@ -14,6 +14,10 @@ Scope: TypeAlias = tuple[int, ...]
 #: Scope, index, groups taken at their least cost, and whether it is a factor (else a message).
 _Item: TypeAlias = tuple[set[int], int, Scope, bool]
 
+#: Work of one hull, and of one of its points or look-ups, in cells of a plain table.
+_ROW_WORK = 50_000
+_POINT_WORK = 30
+
 
 @dataclass(frozen=True, eq=False)
 class Factor:
@@ -35,12 +39,17 @@ class Factor:
 
 @dataclass(frozen=True)
 class Part:
-    """One table of a bucket: which factors and messages it sums, over ``scope`` (without the group eliminated)."""
+    """One table of a bucket: which factors and messages it sums, over ``scope`` (without the group eliminated).
+
+    Factors that are linear in the group and share nothing else with the other summands enter by their price per unit:
+    the maximum over the group is then a convex conjugate, one for each cell of ``rows``.
+    """
 
     scope: Scope
-    factors: tuple[tuple[int, Scope], ...]  # factor index, groups taken at their least cost
+    factors: tuple[tuple[int, Scope, bool], ...]  # factor index, groups taken at their least cost, by price per unit
     messages: tuple[int, ...]
-    conjugate: bool
+    rows: Scope  # of the summands that do not enter by price
+    conjugate: bool  # False: one table with an axis for the group
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Planner:
             neighbours = {g for part in parts for g in part.scope}
             steps.append(Step(group, parts))
             for part in parts:
-                for index, _ in part.factors:
+                for index, *_ in part.factors:
                     for g in self.factors[index].scope:
                         self.touching[g][0].discard(index)
                 for number in part.messages:
@@ -100,42 +109,61 @@ class Planner:
     def _cells(self, scope: Scope | set[int]) -> int:
         return math.prod(self.sizes[g] for g in scope)
 
-    def _linear(self, group: int, factors: set[int], messages: set[int]) -> bool:
-        return not messages and all(self.factors[index].linear_in(group) for index in factors)
-
     def _weight(self, group: int) -> int:
-        factors, messages = self.touching[group]
-        scope = {g for index in factors for g in self.factors[index].scope}
-        scope |= {g for number in messages for g in self.scopes[number]}
-        cells = self._cells(scope - {group})
-        return cells if self._linear(group, factors, messages) else cells * self.sizes[group]
+        return self._work(group, self._bucket(group))
 
-    def _table_cells(self, group: int, scope: set[int], conjugate: bool) -> int:
-        cells = self._cells(scope - {group})
-        return cells if conjugate else cells * self.sizes[group]
+    def _bucket(self, group: int) -> list[_Item]:
+        factors, messages = self.touching[group]
+        items: list[_Item] = [(set(self.factors[index].scope), index, (), True) for index in sorted(factors)]
+        return items + [(set(self.scopes[number]), number, (), False) for number in sorted(messages)]
+
+    def _by_price(self, group: int, items: list[_Item]) -> tuple[set[int], set[int], bool]:
+        """Factors that enter by price per unit, groups of the other summands, and whether that pays off."""
+        priced = {i for _, i, _, is_factor in items if is_factor and self.factors[i].linear_in(group)}
+        while True:
+            rows: set[int] = set()
+            for scope, index, _, is_factor in items:
+                if not (is_factor and index in priced):
+                    rows |= scope - {group}
+            apart = {i for scope, i, _, is_factor in items if is_factor and i in priced and not scope & rows}
+            if apart == priced:
+                break
+            priced = apart
+        if not rows:
+            return priced, rows, True
+        cells = self._cells(self._scope(items) - {group})
+        by_rows = self._cells(rows) * (_ROW_WORK + _POINT_WORK * self.sizes[group]) + _POINT_WORK * cells
+        return priced, rows, bool(priced) and by_rows < cells * self.sizes[group]
+
+    def _work(self, group: int, items: list[_Item]) -> int:
+        """Cells that are filled to eliminate a group over these summands."""
+        _, rows, conjugate = self._by_price(group, items)
+        cells = self._cells(self._scope(items) - {group})
+        if not conjugate:
+            return cells * self.sizes[group]
+        return cells + (self._cells(rows) * self.sizes[group] if rows else 0)
+
+    @staticmethod
+    def _scope(items: list[_Item]) -> set[int]:
+        return set().union(*(item[0] for item in items))
 
     def _parts(self, group: int) -> tuple[tuple[Part, ...], bool]:
         """Pack the bucket into as few tables as ``max_cells`` allows, largest scope first."""
-        factors, messages = self.touching[group]
         whole = True
         items: list[_Item] = []
-        for index in sorted(factors):
-            scope, frozen = set(self.factors[index].scope), []
-            conjugate = self.factors[index].linear_in(group)
-            while self._table_cells(group, scope, conjugate) > self.max_cells and len(scope) > 1:
+        for scope, index, _, is_factor in self._bucket(group):
+            frozen: list[int] = []
+            while self._work(group, [(scope, index, (), is_factor)]) > self.max_cells and is_factor and len(scope) > 1:
                 largest = max(scope - {group}, key=lambda g: (self.sizes[g], -g))
                 scope.remove(largest)
                 frozen.append(largest)
                 whole = False
-            items.append((scope, index, tuple(frozen), True))
-        items += [(set(self.scopes[number]), number, (), False) for number in sorted(messages)]
+            items.append((scope, index, tuple(frozen), is_factor))
         items.sort(key=lambda item: -self._cells(item[0]))
         packed: list[list[_Item]] = []
         for item in items:
             for part in packed:
-                together = [*part, item]
-                scope = set().union(*(other[0] for other in together))
-                if self._table_cells(group, scope, self._conjugate(group, together)) <= self.max_cells:
+                if self._work(group, [*part, item]) <= self.max_cells:
                     part.append(item)
                     break
             else:
@@ -144,11 +172,13 @@ class Planner:
         whole = whole and len(packed) == 1
         return tuple(self._part(group, part) for part in packed), whole
 
-    def _conjugate(self, group: int, items: list[_Item]) -> bool:
-        return all(is_factor and self.factors[index].linear_in(group) for _, index, _, is_factor in items)
-
     def _part(self, group: int, items: list[_Item]) -> Part:
-        scope = tuple(sorted(set().union(*(item[0] for item in items)) - {group}))
-        factors = tuple((index, frozen) for _, index, frozen, is_factor in items if is_factor)
-        messages = tuple(index for _, index, _, is_factor in items if not is_factor)
-        return Part(scope, factors, messages, self._conjugate(group, items))
+        priced, rows, conjugate = self._by_price(group, items)
+        scope = tuple(sorted(self._scope(items) - {group}))
+        return Part(
+            scope,
+            tuple((i, frozen, conjugate and i in priced) for _, i, frozen, is_factor in items if is_factor),
+            tuple(i for _, i, _, is_factor in items if not is_factor),
+            tuple(sorted(rows)),
+            conjugate,
+        )

@@ -126,6 +126,26 @@ def resnet56(seed: int = 0, macs: float = 0.5, params: float | None = None) -> S
     return net.problem(*budgets)
 
 
+def resnet50(seed: int = 0, macs: float = 0.5, step: int = 8) -> SelectionProblem:
+    """ResNet-50 on 224 x 224 images: bottlenecks between residual hubs of up to 2,048 channels."""
+    net = _Network(seed)
+    stem = net.group(64, step)
+    terms: list[Term] = [Product((stem,), 147 * 112 * 112)]
+    entering = stem
+    for stage, (blocks, width, side) in enumerate(((3, 64, 56), (4, 128, 28), (6, 256, 14), (3, 512, 7))):
+        hub = net.group(4 * width, step)
+        for block in range(blocks):
+            inner, outer = net.group(width, step), net.group(width, step)
+            before = side * (2 if block == 0 and stage > 0 else 1)
+            terms += [Product((entering, inner), before**2), Product((inner, outer), 9 * side**2)]
+            terms.append(Product((outer, hub), side**2))
+            if block == 0:
+                terms.append(Product((entering, hub), side**2))
+            entering = hub
+    terms.append(Product((entering,), 1000))
+    return net.problem(("macs", terms, macs))
+
+
 def joint_hubs(seed: int = 0) -> SelectionProblem:
     """Three hubs with 16, 16 and 32 levels in products with each other and squared, 27 inner groups of 16 to 64."""
     net = _Network(seed)

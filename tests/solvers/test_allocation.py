@@ -13,7 +13,7 @@ from solvers.problem import Capacity, Group, Product, SelectionProblem, Table
 from solvers.result import OPTIMAL_GAP, Limit, Result, TerminationReason, relative_gap
 from solvers.verify import is_feasible, is_maximal
 from tests.references import best_choice
-from tests.solvers.instances import block_layers, joint_hubs, permuted, random_problem, resnet56
+from tests.solvers.instances import block_layers, joint_hubs, permuted, random_problem, resnet50, resnet56
 
 
 def check_laws(problem: SelectionProblem, result: Result) -> None:
@@ -124,6 +124,16 @@ def test_resnet56_is_certified_to_one_percent_of_what_is_lost(problem: Selection
     check_laws(problem, result)
     assert result.certificate is not None
     assert result.certificate.gap <= 0.01
+
+
+@pytest.mark.parametrize("step", [1, 8])
+def test_resnet50_is_certified_to_one_thousandth_of_what_is_lost(step: int) -> None:
+    """Multiples of 8 channels, and every width although the largest plain table would have 10^9 cells."""
+    problem = resnet50(step=step)
+    result = Allocation(gap_tolerance=1e-3, time_limit=30.0).solve(problem)
+    check_laws(problem, result)
+    assert result.certificate is not None
+    assert result.certificate.gap <= 1e-3
 
 
 def test_a_million_blocks_are_nearly_exact() -> None:

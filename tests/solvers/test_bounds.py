@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from solvers.bounds import Boxes, Lagrangian, least_reachable, upper_hull
+from solvers.bounds import Boxes, Lagrangian, least_reachable, plan, upper_hull
 from solvers.problem import Capacity, Group, Product, SelectionProblem
 from tests.references import all_choices, amounts, lagrangian
 from tests.solvers.instances import random_problem
@@ -34,6 +34,15 @@ def test_elimination_is_exact_and_mini_buckets_only_raise_it(seed: int, cells: i
         assert found.bound == pytest.approx(expected, rel=1e-9, abs=1e-9)
         attained = lagrangian(problem, prices, found.choice, found.choice)
         assert attained == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_conjugates_row_by_row_are_exact(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a group is linear in some summands and not in others, also when that pays off only in large problems."""
+    monkeypatch.setattr(plan, "_ROW_WORK", 0)
+    monkeypatch.setattr(plan, "_POINT_WORK", 0)
+    test_elimination_is_exact_and_mini_buckets_only_raise_it(seed, 10**6)
+    test_elimination_is_exact_and_mini_buckets_only_raise_it(seed, 20)
 
 
 def test_one_group_and_its_linear_neighbours_need_no_joint_table() -> None:
