@@ -21,7 +21,7 @@ __all__ = ["Progress", "Timing", "interleaved", "measure"]
 
 Progress = Callable[[int, int], None]
 
-LEAST_NS = 200_000  # a shorter sample would measure the clock, and caches that other calls left cold
+LEAST_NS = 50_000  # a shorter sample would measure the clock, a longer one caches warmer than in a network
 ALLOCATION = 31 << 20  # bytes, just below the largest threshold that glibc's allocator adapts to
 WARM_UP = 2  # the first call chooses kernels and packs weights, the second finds the caches warm
 
@@ -41,7 +41,7 @@ def interleaved(
 ) -> np.ndarray:
     """Time every call ``rounds`` times, round by round.
 
-    Short calls are repeated inside a sample until it lasts 200 microseconds. On CUDA devices events are recorded
+    Short calls are repeated inside a sample until it lasts 50 microseconds. On CUDA devices events are recorded
     around the repetitions, elsewhere the clock is read.
 
     Returns
