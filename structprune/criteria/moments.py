@@ -1,0 +1,134 @@
+"""What layer-wise methods need to know of a linear map: rows of its input, and what an error in its output costs."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from structprune.axes.linear_maps import LinearMap
+from structprune.axes.propagate import LabelledGraph
+from structprune.axes.rewrite import rewrite
+from structprune.axes.sweep import leaves_of
+from structprune.criteria.gradients import batches, differentiable
+from structprune.criteria.scores import Data
+from structprune.data import Loss
+
+__all__ = ["Gather", "output_sensitivity"]
+
+
+class Gather:
+    """Read a map's input as rows, ``(examples * positions, inputs * taps)``, one array per convolution group.
+
+    Convolutions are read at randomly drawn output positions, the same for every example of a batch: enough for
+    ``per_column`` rows per column in all, if there are so many. Equal seeds draw equal positions.
+    """
+
+    def __init__(self, one: LinearMap, weight: Tensor, seed: int, per_column: int = 24, examples: int = 512) -> None:
+        self._one = one
+        self._weight = weight
+        columns = weight[0].numel() if one.kind == "conv" else 1
+        self._wanted = max(-(-per_column * columns // examples), 16)
+        self._generator = np.random.default_rng(seed)
+
+    def __call__(self, value: Tensor) -> tuple[list[Tensor], float, int]:
+        """Rows per group, how many positions each sampled row stands for, and the number of examples."""
+        if self._one.kind == "linear":
+            return [value.reshape(-1, value.shape[-1])], 1.0, len(value)
+        _, _, _, stride, padding, dilation, _, _, groups = self._one.node.args[:9]
+        taps = self._weight.shape[2:]
+        value = F.pad(value, [p for size in reversed(padding) for p in (size, size)])  # type: ignore[arg-type]
+        spatial = value.shape[2:]
+        outputs = [
+            (size - d * (k - 1) - 1) // s + 1
+            for size, d, k, s in zip(spatial, dilation, taps, stride, strict=True)  # type: ignore[arg-type]
+        ]
+        total = prod(outputs)
+        picked = np.arange(total)
+        if total > self._wanted:
+            picked = np.sort(self._generator.choice(total, self._wanted, replace=False))
+        corner = np.stack(np.unravel_index(picked, outputs), axis=1) * np.array(stride)
+        offsets = np.stack(np.unravel_index(np.arange(prod(taps)), taps), axis=1) * np.array(dilation)
+        place = corner[:, None, :] + offsets[None, :, :]
+        index = torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(place, 2, 0)), tuple(spatial))).to(value.device)
+        patches = value.flatten(2)[:, :, index]  # (examples, channels, positions, taps)
+        parts = patches.chunk(int(groups), dim=1)  # type: ignore[call-overload]
+        rows = [part.permute(0, 2, 1, 3).flatten(0, 1).flatten(1) for part in parts]
+        return rows, total / len(picked), len(value)
+
+
+def output_sensitivity(
+    labelled: LabelledGraph, model: nn.Module, maps: list[LinearMap], data: Data, loss: Loss, examples: int, seed: int
+) -> dict[fx.Node, np.ndarray]:
+    """E[g_o^2] per output of every map: mean over examples and positions of the squared gradient of one example's loss.
+
+    For class outputs the labels are drawn from the network's own predictions, which makes it the Fisher information
+    rather than the gradients at the given labels, small on a network that fits them.
+    """
+    flat, new = rewrite(labelled, np.zeros(0, dtype=np.int64))
+    wanted = {new[one.node]: one for one in maps}
+    graph = labelled.graph
+    named = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    generator = torch.Generator().manual_seed(seed)
+    totals: dict[fx.Node, Any] = {}
+    count = 0
+    parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    with differentiable(model, parameters):
+        for inputs, targets, size in batches(data, model, min(examples, 512)):
+            leaves = leaves_of(inputs)
+            arguments = [
+                named[graph.tensors[node.name]]
+                if node.name in graph.tensors
+                else graph.constants[node.name]
+                if node.name in graph.constants
+                else leaves[graph.inputs.index(node.name)]
+                for node in flat.graph.nodes
+                if node.op == "placeholder"
+            ]
+            recorder = _Recorder(flat, wanted)
+            outputs = recorder.run(*arguments)
+            output = torch.utils._pytree.tree_unflatten(list(outputs), graph.out_spec)
+            value = loss(output, _drawn(output, targets, generator)) * size
+            reached = {node: out for node, out in recorder.seen.items() if out.requires_grad}
+            gradients = torch.autograd.grad(value, list(reached.values()), allow_unused=True)
+            for node, gradient in zip(reached, gradients, strict=True):
+                if gradient is None:
+                    continue
+                one = wanted[node]
+                channels = gradient.transpose(0, 1).flatten(1) if one.kind == "conv" else gradient.flatten(0, -2).T
+                mean = channels.double().square().mean(1).cpu().numpy() * size
+                totals[one.node] = totals.get(one.node, 0.0) + mean
+            count += size
+    return {node: total / count for node, total in totals.items()}
+
+
+class _Recorder(fx.Interpreter):
+    """Run a graph and keep the outputs of some nodes."""
+
+    def __init__(self, module: fx.GraphModule, wanted: dict[fx.Node, LinearMap]) -> None:
+        super().__init__(module)
+        self._wanted = wanted
+        self.seen: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self._wanted:
+            self.seen[n] = result
+        return result
+
+
+def _drawn(output: Any, targets: Any, generator: torch.Generator) -> Any:
+    """Labels drawn from the predictions where the output holds class scores, else the targets as given."""
+    if not isinstance(output, Tensor) or not isinstance(targets, Tensor) or output.ndim != targets.ndim + 1:
+        return targets
+    if targets.is_floating_point() or output.shape[0] != targets.shape[0] or output.ndim != 2:
+        return targets
+    chances = output.detach().float().softmax(1).cpu()
+    return torch.multinomial(chances, 1, generator=generator)[:, 0].to(targets)

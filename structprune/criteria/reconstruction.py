@@ -1,0 +1,283 @@
+"""Layer reconstruction: what the next layers lose in nats when channels go and their weights are fitted anew.
+
+An axis is consumed by linear maps (convolutions and matrix products). Removing channels changes what these maps
+give; the other weights make up for it as well as least squares can. The loss of a change D of a map's weight is
+taken as
+
+    1/2 sum_o E[g_o^2]  E[(D_o x)^2],
+
+with g the gradient of the loss with respect to the map's outputs: the Gauss-Newton loss with output covariances
+reduced to their diagonal (as K-FAC does, Martens and Grosse 2015), so that layers compare in nats. Groups are removed by
+second-order elimination with exact updates (Hassibi and Stork 1993; Frantar and Alistarh 2022 for layers).
+
+That is a local estimate. Each curve is then scaled to pass through a few measurements: the network with this one axis
+cut and its consumers fitted, compared with the dense network on the data (``probes``).
+
+The re-fit walks through the network once, dense and pruned side by side: every map after the first cut is fitted to
+give the dense outputs from the pruned inputs, which also repairs what earlier layers got wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from solvers.elimination import eliminate
+from structprune.axes.linear_maps import LinearMap, linear_maps
+from structprune.axes.sweep import Sweep, sweep
+from structprune.criteria.fisher import Fisher
+from structprune.criteria.gradients import batches, needed, valid_examples
+from structprune.criteria.moments import Gather, output_sensitivity
+from structprune.criteria.probing import Consumer, Probe, matrices
+from structprune.criteria.scores import Curve, Data, Scores, finite_scores
+from structprune.data import Loss
+from structprune.structures import Structures
+
+__all__ = ["LayerReconstruction"]
+
+
+@dataclass(frozen=True)
+class LayerReconstruction:
+    """Scores and loss curves by layer-wise second-order elimination; re-fits the surviving weights.
+
+    Parameters
+    ----------
+    examples
+        How many examples of the data are used, at most.
+    damping
+        Added to the second moments' diagonal, as a fraction of its mean.
+    probes
+        Number of widths per axis at which the loss is measured rather than estimated; 0 for none.
+    refit
+        Whether to offer new weights.
+    seed
+        For the sampled positions and labels.
+    """
+
+    examples: int = 1024
+    damping: float = 1e-2
+    probes: int = 4
+    refit: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        valid_examples(self.examples)
+        if not 0 < self.damping < 1:
+            raise ValueError(f"Expected damping between 0 and 1. Got {self.damping}. Use for instance 0.01.")
+
+    def __call__(
+        self, model: nn.Module, structures: Structures, data: Data | None = None, loss: Loss | None = None
+    ) -> Scores:
+        """Score the channels of ``structures``.
+
+        Axes that no linear map consumes (queries and keys of attention) are scored by their Fisher loss instead.
+
+        Raises
+        ------
+        ValueError
+            If data or loss is missing, or the structures are not channels.
+        """
+        data, loss = needed("LayerReconstruction", data, loss)
+        if structures.kind != "channels" or structures.labelled is None:
+            raise ValueError(f"Expected channels. Got {structures.kind}. Use Fisher() or Magnitude() for them.")
+        weights = _weights(model)
+        inputs = [batch for batch, _, _ in batches(data, model, self.examples)]
+        maps = [one for one in linear_maps(structures.labelled) if not one.transposed or one.kind == "linear"]
+        sensitivity = output_sensitivity(structures.labelled, model, maps, data, loss, self.examples, self.seed)
+        moments = self._moments(structures, weights, inputs, maps)
+        curves: dict[int, Curve] = {}
+        values = np.zeros(structures.n)
+        missing = []
+        probe = Probe(structures, model, weights, data, loss, self.probes, self.examples) if self.probes else None
+        for number, axis in enumerate(structures.axes):
+            ids = structures.found[number].ids
+            consumers = _consumers(structures, ids, maps, moments, sensitivity, weights, self.damping)
+            if not consumers:
+                missing.append(number)
+                continue
+            found = eliminate([consumer.costed() for consumer in consumers])
+            losses = found.loss if probe is None else probe.calibrated(found, consumers)
+            curves[number] = Curve(found.order, losses)
+            values[axis.start + found.order] = -np.diff(losses)
+        notes: tuple[str, ...] = ()
+        if missing:
+            fisher = Fisher(examples=min(self.examples, 256))(model, structures, data, loss).values
+            names = [structures.axes[number].name for number in missing]
+            for number in missing:
+                values[structures.axes[number].entries] = fisher[structures.axes[number].entries]
+            notes = (
+                f"no linear map consumes {', '.join(names[:4])}{' ...' if names[4:] else ''}: scored by Fisher loss",
+            )
+        scores = finite_scores(values, structures, model, "nats", *notes)
+        refit = partial(self._refit, structures, weights, inputs, maps) if self.refit else None
+        return Scores(scores.values, curves, "nats", notes, refit)
+
+    def _moments(
+        self, structures: Structures, weights: dict[str, Tensor], inputs: list[Any], maps: list[LinearMap]
+    ) -> dict[fx.Node, np.ndarray]:
+        """E[sum over positions of x x'] of every map's input, for one example."""
+        assert structures.labelled is not None
+        state = Sweep(structures.labelled, weights, inputs)
+        found: dict[fx.Node, np.ndarray] = {}
+
+        def look(one: LinearMap) -> None:
+            gather = Gather(one, weights[one.weight], self.seed)
+            total: np.ndarray | None = None
+            examples = 0
+            for value in state.batches(one.source):
+                rows, scale, count = gather(value)
+                gram = np.stack([(part.T @ part).double().cpu().numpy() * scale for part in rows])
+                total = gram if total is None else total + gram
+                examples += count
+            assert total is not None
+            found[one.node] = total / examples
+
+        sweep([state], {one.node: partial(look, one) for one in maps})
+        return found
+
+    def _refit(
+        self,
+        structures: Structures,
+        weights: dict[str, Tensor],
+        inputs: list[Any],
+        maps: list[LinearMap],
+        selection: np.ndarray,
+    ) -> dict[str, Tensor]:
+        """New weights, biases and batch-norm statistics, fitted layer by layer in the order of execution."""
+        assert structures.labelled is not None
+        masks = structures.masks(selection)
+        pruned = {
+            name: tensor * masks[name].to(tensor.device) if name in masks else tensor
+            for name, tensor in weights.items()
+        }
+        dense_state = Sweep(structures.labelled, weights, inputs)
+        state = Sweep(structures.labelled, pruned, inputs)
+        uses: dict[str, int] = {}
+        for one in maps:
+            uses[one.weight] = uses.get(one.weight, 0) + 1
+        changed: dict[str, Tensor] = {}
+        hooks: dict[fx.Node, Callable[[], None]] = {}
+
+        def fit(one: LinearMap) -> None:
+            found = _fit(one, dense_state, state, weights, pruned, self.damping, self.seed)
+            for name, tensor in found.items():
+                pruned[name] = changed[name] = tensor * masks[name].to(tensor.device) if name in masks else tensor
+
+        for one in maps:
+            if uses[one.weight] == 1:
+                hooks[one.node] = partial(fit, one)
+        sweep([dense_state, state], hooks)
+        return changed
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    named = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    return {name: tensor.detach() for name, tensor in named.items()}
+
+
+def _consumers(
+    structures: Structures,
+    ids: np.ndarray,
+    maps: list[LinearMap],
+    moments: dict[fx.Node, np.ndarray],
+    sensitivity: dict[fx.Node, np.ndarray],
+    weights: dict[str, Tensor],
+    damping: float,
+) -> list[Consumer]:
+    """The linear maps whose inputs the structures with ``ids`` are."""
+    assert structures.labelled is not None
+    consumers = []
+    for one in maps:
+        rows = structures.labelled.norm(one.input_label)
+        where, columns = np.nonzero(np.isin(rows, ids)) if rows.shape[1] else (np.zeros(0, int), None)
+        if not len(where) or one.node not in sensitivity:
+            continue
+        owner = np.searchsorted(np.sort(ids), rows[where, columns])
+        owner = np.argsort(ids, kind="stable")[owner]
+        for part, (matrix, moment) in enumerate(zip(matrices(one, weights), moments[one.node], strict=True)):
+            taps = matrix.shape[1] * len(moments[one.node]) // len(rows)
+            per_part = len(rows) // len(moments[one.node])
+            inside = (where >= part * per_part) & (where < (part + 1) * per_part)
+            counts = np.bincount(owner[inside], minlength=len(ids))
+            if counts.min() == 0 or counts.min() != counts.max():
+                continue  # a whole group of a grouped convolution: its outputs go with it
+            local = where[inside][np.argsort(owner[inside], kind="stable")].reshape(len(ids), -1) - part * per_part
+            groups = (local[:, :, None] * taps + np.arange(taps)).reshape(len(ids), -1)
+            outputs = len(matrix)
+            cost = sensitivity[one.node][part * outputs : (part + 1) * outputs]
+            damped = moment + damping * max(float(np.mean(np.diag(moment))), 1e-12) * np.eye(len(moment))
+            consumers.append(Consumer(one, part, matrix, damped, groups, cost))
+    return consumers
+
+
+def _fit(
+    one: LinearMap,
+    dense: Sweep,
+    pruned: Sweep,
+    weights: dict[str, Tensor],
+    current: dict[str, Tensor],
+    damping: float,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Least squares from the pruned inputs to the dense outputs, pulled towards the old weight by the damping.
+
+    A constant input is appended, so that the bias is fitted too where there is one.
+    """
+    before, after = dense.batches(one.source), pruned.batches(one.source)
+    if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+        return {}
+    gather_dense, gather_pruned = Gather(one, weights[one.weight], seed), Gather(one, weights[one.weight], seed)
+    has_bias = one.bias is not None
+    old = [torch.from_numpy(matrix) for matrix in matrices(one, weights)]
+    if old[0].shape[1] <= 1 or (one.kind == "conv" and len(old) > 1 and current[one.weight].shape[1] == 1):
+        return {}
+    gram: list[Tensor | None] = [None] * len(old)
+    cross: list[Tensor | None] = [None] * len(old)
+    for a, b in zip(before, after, strict=True):
+        rows_dense, scale, _ = gather_dense(a)
+        rows_pruned, _, _ = gather_pruned(b)
+        for part, (x, z) in enumerate(zip(rows_dense, rows_pruned, strict=True)):
+            if has_bias:
+                ones = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
+                x, z = torch.cat([x, ones], 1), torch.cat([z, ones], 1)
+            own, both = (z.T @ z).double().cpu() * scale, (x.T @ z).double().cpu() * scale
+            gram[part] = own if gram[part] is None else gram[part] + own
+            cross[part] = both if cross[part] is None else cross[part] + both
+    solved = []
+    for matrix, own, both in zip(old, gram, cross, strict=True):
+        assert own is not None and both is not None
+        if has_bias:
+            matrix = torch.cat([matrix, torch.zeros(len(matrix), 1)], 1)
+            matrix[:, -1] = 0  # the bias is fitted as a change
+        ridge = damping * own.diagonal().mean().clamp(min=1e-12)
+        alive = own.diagonal() > 0
+        target = matrix @ both + ridge * matrix * alive
+        system = own + ridge * torch.eye(len(own))
+        if has_bias:
+            system[-1, -1] -= ridge * (1 - 1e-6)
+        solved.append(torch.linalg.solve(system, target.T).T * alive)
+    return _unpack(one, solved, weights, has_bias)
+
+
+def _unpack(one: LinearMap, solved: list[Tensor], weights: dict[str, Tensor], has_bias: bool) -> dict[str, Tensor]:
+    weight = weights[one.weight]
+    found: dict[str, Tensor] = {}
+    if has_bias:
+        assert one.bias is not None
+        bias = weights[one.bias]
+        found[one.bias] = bias + torch.cat([part[:, -1] for part in solved]).to(bias)
+        solved = [part[:, :-1] for part in solved]
+    matrix = torch.cat(solved)
+    if one.kind == "linear" and one.transposed:
+        matrix = matrix.T
+    found[one.weight] = matrix.reshape(weight.shape).to(weight)
+    return found
