@@ -345,7 +345,8 @@ def test_the_sum_follows_the_whole_network() -> None:
     assert tables._scale(300, 100, 50, 50) == 1  # 200 stay whatever the widths
     assert tables._scale(300, 100, 50, 150) == 3  # nothing stays
     assert tables._scale(300, 100, 50, 100) == 2  # 100 stay
-    assert tables._scale(300, 100, 50, -5) == 1  # noise: the narrow network took longer
+    assert tables._scale(300, 100, 50, 45) == 0.9  # wider operators gain from what they find in the caches
+    assert tables._scale(300, 100, 50, -5) == 0.5  # noise: the narrow network took longer
     assert tables._scale(300, 100, 50, 900) == 3
     assert tables._scale(50, 100, 50, 50) == 0.5  # fused operators
     assert tables._scale(50, 100, 0, 0) == 0.5

@@ -58,11 +58,10 @@ def latency_ns(
     Along more axes (heads, concatenated inputs) its latency is the lowest line ``a + b macs`` above its measurements.
     All other operators follow ``a + b entries`` through two measurements. Views are free. Entries are rounded up.
 
-    The whole network is measured too, dense and at a quarter of its widths. Where it takes longer than the sum of its
-    operators (memory moves, Python runs), the terms grow in proportion as far as that part shrinks with the widths,
-    and the rest is a constant. Where it takes less (a fused kernel does several operators at once), all terms shrink
-    in proportion. Either way the terms at full widths give the dense latency, up to one nanosecond per term and one
-    per cent of terms of high degree.
+    The whole network is measured too, dense and at a quarter of its widths. The operators' sum is scaled so that it
+    falls as much between the two, and a constant (Python, memory moves) makes up what is missing. So the terms give
+    the measured latency at both, as far as the constant is not negative; at full widths always, up to one nanosecond
+    per term and one per cent of terms of high degree.
 
     Parameters
     ----------
@@ -111,11 +110,12 @@ def latency_ns(
 def _scale(dense_ns: float, dense_sum: float, fall_sum: float, fall_measured: float) -> float:
     """By what the operators' sum is multiplied, so that it falls with the widths as the whole network does.
 
-    At most so much that the dense network takes nothing beside its operators, and at least 1 unless that is less.
+    At most so much that the dense network takes nothing beside its operators. A fall below half of the operators'
+    own is taken for a disturbed measurement.
     """
     most = dense_ns / dense_sum if dense_sum else 1.0
     slope = fall_measured / fall_sum if fall_sum > 0 else 1.0
-    return min(max(slope, 1.0), most)
+    return min(max(slope, min(1.0, most) / 2), most)
 
 
 def _network(structures: Structures, device: str | torch.device | None, batch: int | None) -> Network:

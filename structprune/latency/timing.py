@@ -21,7 +21,7 @@ __all__ = ["Progress", "Timing", "interleaved", "measure"]
 
 Progress = Callable[[int, int], None]
 
-LEAST_NS = 50_000  # a shorter sample would measure the clock, a longer one caches warmer than in a network
+LEAST_NS = 50_000  # a shorter sample would measure the clock
 ALLOCATION = 31 << 20  # bytes, just below the largest threshold that glibc's allocator adapts to
 WARM_UP = 2  # the first call chooses kernels and packs weights, the second finds the caches warm
 
