@@ -99,7 +99,7 @@ class Allocation:
     """
 
     gap_tolerance: float = 1e-3
-    time_limit: float | None = None
+    time_limit: float | None = 60.0
     max_nodes: int = 2000
     seed: int = 0
     max_cells: int = MAX_CELLS
@@ -144,6 +144,7 @@ class _Search:
         self.mover = Mover(problem, self.expired)
         self.best: IntArray | None = None
         self.objective = -np.inf
+        self.bound = np.inf
         self.nodes = 0
 
     # --- limits and reports --------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ class _Search:
             for cut in broken[:1]:
                 self.try_cut(cut, most=_NODE_MOVES + len(self.problem.groups))
             if self.objective > before:
-                self.report(minimum.bound, force=True)
+                self.report(self.bound, force=True)
 
     def split(self, node: _Node) -> tuple[int, int] | None:
         """Group to split and the last level of the lower part; None for a box of one choice."""
@@ -291,7 +292,8 @@ class _Search:
             text += ". Raise the limit to at least the smallest reachable amount, or allow smaller levels."
             return self.result(Termination(TerminationReason.INFEASIBLE, None, text), None)
         root = self.node(self.problem.minimum_choice, top, None)
-        self.report(root.minimum.bound, force=True)
+        self.bound = root.minimum.bound
+        self.report(self.bound, force=True)
         heap = [(-root.minimum.bound, 0, root)]
         closed: list[_Node] = []
         count = 0
@@ -309,7 +311,8 @@ class _Search:
                 count += 1
                 child = self.node(low, high, node.minimum)
                 heapq.heappush(heap, (-child.minimum.bound, count, child))
-            self.report(-heap[0][0])
+            self.bound = max(-heap[0][0], max((other.minimum.bound for other in closed), default=-np.inf))
+            self.report(self.bound)
         leaves = [*closed, *(node for _, _, node in sorted(heap, key=lambda entry: entry[1]))]
         return self.conclude(root, leaves)
 

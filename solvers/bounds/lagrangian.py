@@ -35,6 +35,11 @@ MAX_CELLS = 20_000_000
 _WHOLE_TABLE = 50_000
 _SHORT_ROW = 2_000
 
+#: Once buckets are split, larger tables cost more time than they improve the bound; an exact plan for a small box may
+#: be somewhat larger.
+_SPLIT_TABLE = 20_000
+_SMALL_TABLE = 200_000
+
 
 @dataclass(frozen=True)
 class Dual:
@@ -185,18 +190,22 @@ class Lagrangian:
     # --- planning: which group goes when, over which tables ------------------------------------------------------
 
     def _plan(self, box: _Priced) -> Plan:
-        root = tuple(len(group) for group in self.problem.groups)
-        if root not in self._plans:
-            self._plans[root] = Planner(self._factors, root, self.max_cells).plan()
-        if self._plans[root].exact:
-            return self._plans[root]
-        # A smaller box may need fewer splits, which makes its bound better.
+        if self._root.exact:
+            return self._root
+        # In a smaller box nothing may need splitting. A plan that still splits would not be better than the root's,
+        # which in a smaller box gives a smaller bound for the same prices.
         sizes = tuple(high - low + 1 for low, high in zip(box.low, box.high, strict=True))
         if sizes not in self._plans:
-            if len(self._plans) > 512:
-                self._plans = {root: self._plans[root]}
-            self._plans[sizes] = Planner(self._factors, sizes, self.max_cells).plan()
-        return self._plans[sizes]
+            if len(self._plans) > 4096:
+                self._plans.clear()
+            self._plans[sizes] = Planner(self._factors, sizes, min(self.max_cells, _SMALL_TABLE)).plan()
+        return self._plans[sizes] if self._plans[sizes].exact else self._root
+
+    @cached_property
+    def _root(self) -> Plan:
+        sizes = tuple(len(group) for group in self.problem.groups)
+        whole = Planner(self._factors, sizes, self.max_cells).plan()
+        return whole if whole.exact else Planner(self._factors, sizes, min(self.max_cells, _SPLIT_TABLE)).plan()
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 

@@ -146,6 +146,14 @@ def resnet50(seed: int = 0, macs: float = 0.5, step: int = 8) -> SelectionProble
     return net.problem(("macs", terms, macs))
 
 
+def clique(size: int, seed: int = 0) -> SelectionProblem:
+    """Every pair of groups in a product, as dense concatenation gives."""
+    net = _Network(seed)
+    groups = [net.group(64, 4) for _ in range(size)]
+    terms = [Product((i, j), 9 * int(net.rng.choice([64, 256]))) for i in groups for j in groups[:i]]
+    return net.problem(("macs", list[Term](terms), 0.5))
+
+
 def joint_hubs(seed: int = 0) -> SelectionProblem:
     """Three hubs with 16, 16 and 32 levels in products with each other and squared, 27 inner groups of 16 to 64."""
     net = _Network(seed)

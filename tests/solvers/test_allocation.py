@@ -13,7 +13,7 @@ from solvers.problem import Capacity, Group, Product, SelectionProblem, Table
 from solvers.result import OPTIMAL_GAP, Limit, Result, TerminationReason, relative_gap
 from solvers.verify import is_feasible, is_maximal
 from tests.references import best_choice
-from tests.solvers.instances import block_layers, joint_hubs, permuted, random_problem, resnet50, resnet56
+from tests.solvers.instances import block_layers, clique, joint_hubs, permuted, random_problem, resnet50, resnet56
 
 
 def check_laws(problem: SelectionProblem, result: Result) -> None:
@@ -134,6 +134,23 @@ def test_resnet50_is_certified_to_one_thousandth_of_what_is_lost(step: int) -> N
     check_laws(problem, result)
     assert result.certificate is not None
     assert result.certificate.gap <= 1e-3
+
+
+def test_a_clique_of_products_still_has_a_bound() -> None:
+    """Fourteen groups in products with one another have no small elimination order: split buckets, a wider gap."""
+    problem = clique(14)
+    result = Allocation(max_nodes=20).solve(problem)
+    check_laws(problem, result)
+    assert result.certificate is not None
+    assert result.certificate.gap <= 0.2
+
+
+def test_progress_reports_bounds_that_only_fall() -> None:
+    """The reported bound is that of the whole problem, and the objective only rises."""
+    seen: list[Progress] = []
+    Allocation(gap_tolerance=2e-4, max_nodes=200).solve(resnet56(), seen.append)  # type: ignore[arg-type]
+    assert np.all(np.diff([progress.bound for progress in seen]) <= 0)
+    assert np.all(np.diff([progress.objective or 0.0 for progress in seen]) >= 0)
 
 
 def test_a_million_blocks_are_nearly_exact() -> None:
