@@ -183,9 +183,9 @@ class Lagrangian:
         return values, amounts, terms
 
     def rounding(self, prices: FloatArray) -> float:
-        """Upper bound on the float64 error of ``evaluate``: (terms + 64) 2^-52 sum |term|."""
+        """Upper bound on the float64 error of ``evaluate``: (terms + 256) 2^-52 sum |term|."""
         values, amounts, terms = self._scales
-        return (terms + 64) * 2.0**-52 * (values + float(prices @ amounts))
+        return (terms + 256) * 2.0**-52 * (values + float(prices @ amounts))
 
     # --- planning: which group goes when, over which tables ------------------------------------------------------
 

@@ -25,15 +25,15 @@ def test_elimination_is_exact_and_mini_buckets_only_raise_it(seed: int, cells: i
     problem, rng = random_problem(seed), np.random.default_rng(seed)
     low, high = random_box(problem, rng)
     prices = rng.exponential(size=len(problem.capacities)) * rng.choice([0.0, 0.01, 0.1, 1.0])
-    found = Lagrangian(problem, cells).evaluate(prices, low, high)
+    bounds = Lagrangian(problem, cells)
+    found, rounding = bounds.evaluate(prices, low, high), bounds.rounding(prices)
     expected = lagrangian(problem, prices, low, high)
     assert found.bound >= expected
     assert np.all(low <= found.choice)
     assert np.all(found.choice <= high)
     if found.exact:
-        assert found.bound == pytest.approx(expected, rel=1e-9, abs=1e-9)
-        attained = lagrangian(problem, prices, found.choice, found.choice)
-        assert attained == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert found.bound <= expected + 2 * rounding
+        assert lagrangian(problem, prices, found.choice, found.choice) >= expected - rounding
 
 
 @pytest.mark.parametrize("seed", range(150))
