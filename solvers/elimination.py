@@ -97,7 +97,7 @@ def eliminate(maps: Sequence[QuadraticMap], *, exact_below: int = 64) -> Elimina
 def _compressed(weight: FloatArray) -> FloatArray:
     """A matrix with the same W'W and at most as many rows as columns: the losses depend on nothing else."""
     weight = np.array(weight, dtype=np.float64)
-    return np.linalg.qr(weight, mode="r") if len(weight) > weight.shape[1] else weight
+    return np.asarray(np.linalg.qr(weight, mode="r")) if len(weight) > weight.shape[1] else weight
 
 
 def _inverse(moment: FloatArray) -> FloatArray:

@@ -1,1 +1,42 @@
 """structprune keeps the most valuable structures of a network that fit a budget and proves how good the choice is."""
+
+from structprune.budget import Budget
+from structprune.compile import Compiled, compile, masked
+from structprune.criteria import BNScale, Fisher, LayerReconstruction, Magnitude, Random, Scores, Taylor
+from structprune.errors import CompileError, FileFormatError, InfeasibleBudgetError, TraceError
+from structprune.finetune import FineTune
+from structprune.io import load
+from structprune.pruned import Pruned
+from structprune.report import Report
+from structprune.solve import Method, Solver, solve
+from structprune.structures import Structures, blocks, channels, kernels, nm
+
+__all__ = [
+    "BNScale",
+    "Budget",
+    "CompileError",
+    "Compiled",
+    "FileFormatError",
+    "FineTune",
+    "Fisher",
+    "InfeasibleBudgetError",
+    "LayerReconstruction",
+    "Magnitude",
+    "Method",
+    "Pruned",
+    "Random",
+    "Report",
+    "Scores",
+    "Solver",
+    "Structures",
+    "Taylor",
+    "TraceError",
+    "blocks",
+    "channels",
+    "compile",
+    "kernels",
+    "load",
+    "masked",
+    "nm",
+    "solve",
+]

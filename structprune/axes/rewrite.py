@@ -5,7 +5,7 @@ The rewritten graph also runs on any batch size, wherever the batch could be tol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from structprune.axes.labels import Label
 from structprune.axes.propagate import Call, LabelledGraph
 
-__all__ = ["GraphModel", "rewrite"]
+__all__ = ["GraphModel", "flat_arguments", "rewrite"]
 
 
 ASSERTIONS = (
@@ -38,7 +38,8 @@ class _Rewriter:
 
     def rows(self, label: Label) -> np.ndarray:
         rows = self.labelled.norm(label)
-        return ~np.isin(rows, self.removed).any(axis=1) if rows.shape[1] else np.ones(len(label), dtype=bool)
+        kept = np.asarray(~np.isin(rows, self.removed).any(axis=1), dtype=bool)
+        return kept
 
     def size(self, label: Label, *, infer: bool = False) -> Any:
         kept = int(self.rows(label).sum())
@@ -58,7 +59,9 @@ class _Rewriter:
     def _batch(self) -> fx.Node:
         if self._batch_size is None:
             inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
-            first = next(node for node in inputs if node.name in self.labelled.graph.inputs)
+            values = {node.name: value for node, value in self.labelled.values.items() if node.op == "placeholder"}
+            names = [name for name in self.labelled.graph.inputs if getattr(values[name], "labels", ())]
+            first = next(node for node in inputs if node.name == names[0])
             with self.graph.inserting_after(inputs[-1]):
                 self._batch_size = self.graph.call_function(torch.ops.aten.sym_size.int, (first, 0))
         return self._batch_size
@@ -84,6 +87,7 @@ def rewrite(labelled: LabelledGraph, removed: np.ndarray) -> tuple[fx.GraphModul
             new[node].meta = {"nn_module_stack": node.meta.get("nn_module_stack")}
         else:
             new[node] = state.graph.node_copy(node, lambda n: new[n])
+            new[node].meta["source"] = node.name  # a copy may be renamed
     root: dict[str, Any] = dict(state.constants)
     for node in source.graph.nodes:
         if node.op == "get_attr":
@@ -92,6 +96,24 @@ def rewrite(labelled: LabelledGraph, removed: np.ndarray) -> tuple[fx.GraphModul
     for name, tensor in root.items():
         holder.register_buffer(name, tensor, persistent=False)
     return fx.GraphModule(holder, state.graph), new
+
+
+def flat_arguments(
+    flat: fx.GraphModule, labelled: LabelledGraph, weights: Mapping[str, Any], leaves: Sequence[Any]
+) -> list[Any]:
+    """Arguments of a rewritten graph, in order: ``weights`` by name, constants, and the flattened inputs."""
+    graph = labelled.graph
+    arguments = []
+    for node in flat.graph.nodes:
+        if node.op == "placeholder":
+            source = node.meta["source"]
+            if source in graph.tensors:
+                arguments.append(weights[graph.tensors[source]])
+            elif source in graph.constants:
+                arguments.append(graph.constants[source])
+            else:
+                arguments.append(leaves[graph.inputs.index(source)])
+    return arguments
 
 
 class GraphModel(nn.Module):
@@ -108,14 +130,15 @@ class GraphModel(nn.Module):
         for node in flat.graph.nodes:
             if node.op != "placeholder":
                 continue
-            if node.name in graph.tensors:
-                self._sources.append(("tensor", graph.tensors[node.name]))
-            elif node.name in graph.constants:
-                name = f"constant_{node.name}"
-                self.register_buffer(name, graph.constants[node.name], persistent=False)
+            source = node.meta["source"]
+            if source in graph.tensors:
+                self._sources.append(("tensor", graph.tensors[source]))
+            elif source in graph.constants:
+                name = f"constant_{source}"
+                self.register_buffer(name, graph.constants[source], persistent=False)
                 self._sources.append(("tensor", name))
             else:
-                self._sources.append(("input", graph.inputs.index(node.name)))
+                self._sources.append(("input", graph.inputs.index(source)))
         self._out_spec = graph.out_spec
         placed: dict[int, nn.Parameter | Tensor] = {}
         for name in dict.fromkeys(graph.tensors.values()):

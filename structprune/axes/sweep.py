@@ -55,7 +55,7 @@ class Sweep:
         if node.op == "output" or node in self._fixed:
             return
         if node.op == "placeholder":
-            index = self.labelled.graph.inputs.index(node.name)
+            index = self.labelled.graph.inputs.index(node.meta["source"])
             self._values[node] = [leaves[index] for leaves in self._inputs]
             return
         fixed = {source: self._fixed_value(source) for source in node.all_input_nodes if source in self._fixed}
@@ -76,8 +76,9 @@ class Sweep:
         """Value of a node that depends on weights and constants only, from the weights as they are now."""
         if node.op == "placeholder":
             graph = self.labelled.graph
-            name = graph.tensors.get(node.name)
-            return self.weights[name] if name is not None else graph.constants[node.name]
+            source = node.meta["source"]
+            name = graph.tensors.get(source)
+            return self.weights[name] if name is not None else graph.constants[source]
         if node.op == "get_attr":
             return getattr(self.flat, str(node.target))
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._fixed_value)
@@ -115,7 +116,7 @@ def _fixed_nodes(flat: fx.GraphModule, labelled: LabelledGraph) -> set[fx.Node]:
     inputs = set(labelled.graph.inputs)
     for node in flat.graph.nodes:
         if node.op == "placeholder":
-            if node.name not in inputs:
+            if node.meta["source"] not in inputs:
                 fixed.add(node)
         elif node.op == "get_attr" or (node.op == "call_function" and set(node.all_input_nodes) <= fixed):
             fixed.add(node)

@@ -4,6 +4,7 @@ from structprune.criteria.bn_scale import BNScale
 from structprune.criteria.fisher import Fisher
 from structprune.criteria.magnitude import Magnitude
 from structprune.criteria.random import Random
+from structprune.criteria.reconstruction import LayerReconstruction
 from structprune.criteria.scores import Criterion, Curve, Data, Refit, Scores
 from structprune.criteria.taylor import Taylor
 
@@ -13,6 +14,7 @@ __all__ = [
     "Curve",
     "Data",
     "Fisher",
+    "LayerReconstruction",
     "Magnitude",
     "Random",
     "Refit",

@@ -12,13 +12,20 @@ from torch import Tensor, fx, nn
 
 from structprune.axes.linear_maps import LinearMap
 from structprune.axes.propagate import LabelledGraph
-from structprune.axes.rewrite import rewrite
+from structprune.axes.rewrite import flat_arguments, rewrite
 from structprune.axes.sweep import leaves_of
 from structprune.criteria.gradients import batches, differentiable
 from structprune.criteria.scores import Data
 from structprune.data import Loss
+from structprune.tensors import named_tensors
 
-__all__ = ["Gather", "output_sensitivity"]
+__all__ = ["Gather", "convolution_arguments", "output_sensitivity"]
+
+
+def convolution_arguments(one: LinearMap) -> tuple[list[int], list[int], list[int], int]:
+    """Stride, padding, dilation and groups of a convolution in the graph."""
+    stride, padding, dilation = (list(one.node.args[i]) for i in (3, 4, 5))  # type: ignore[arg-type]
+    return stride, padding, dilation, int(one.node.args[8])  # type: ignore[arg-type, return-value]
 
 
 class Gather:
@@ -39,13 +46,13 @@ class Gather:
         """Rows per group, how many positions each sampled row stands for, and the number of examples."""
         if self._one.kind == "linear":
             return [value.reshape(-1, value.shape[-1])], 1.0, len(value)
-        _, _, _, stride, padding, dilation, _, _, groups = self._one.node.args[:9]
+        stride, padding, dilation, groups = convolution_arguments(self._one)
         taps = self._weight.shape[2:]
-        value = F.pad(value, [p for size in reversed(padding) for p in (size, size)])  # type: ignore[arg-type]
+        value = F.pad(value, [p for size in reversed(padding) for p in (size, size)])
         spatial = value.shape[2:]
         outputs = [
             (size - d * (k - 1) - 1) // s + 1
-            for size, d, k, s in zip(spatial, dilation, taps, stride, strict=True)  # type: ignore[arg-type]
+            for size, d, k, s in zip(spatial, dilation, taps, stride, strict=True)
         ]
         total = prod(outputs)
         picked = np.arange(total)
@@ -56,7 +63,7 @@ class Gather:
         place = corner[:, None, :] + offsets[None, :, :]
         index = torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(place, 2, 0)), tuple(spatial))).to(value.device)
         patches = value.flatten(2)[:, :, index]  # (examples, channels, positions, taps)
-        parts = patches.chunk(int(groups), dim=1)  # type: ignore[call-overload]
+        parts = patches.chunk(groups, dim=1)
         rows = [part.permute(0, 2, 1, 3).flatten(0, 1).flatten(1) for part in parts]
         return rows, total / len(picked), len(value)
 
@@ -71,30 +78,16 @@ def output_sensitivity(
     """
     flat, new = rewrite(labelled, np.zeros(0, dtype=np.int64))
     wanted = {new[one.node]: one for one in maps}
-    graph = labelled.graph
-    named = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    named = named_tensors(model)
     generator = torch.Generator().manual_seed(seed)
     totals: dict[fx.Node, Any] = {}
     count = 0
     parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     with differentiable(model, parameters):
         for inputs, targets, size in batches(data, model, min(examples, 512)):
-            leaves = leaves_of(inputs)
-            arguments = [
-                named[graph.tensors[node.name]]
-                if node.name in graph.tensors
-                else graph.constants[node.name]
-                if node.name in graph.constants
-                else leaves[graph.inputs.index(node.name)]
-                for node in flat.graph.nodes
-                if node.op == "placeholder"
-            ]
             recorder = _Recorder(flat, wanted)
-            outputs = recorder.run(*arguments)
-            output = torch.utils._pytree.tree_unflatten(list(outputs), graph.out_spec)
+            outputs = recorder.run(*flat_arguments(flat, labelled, named, leaves_of(inputs)))
+            output = torch.utils._pytree.tree_unflatten(list(outputs), labelled.graph.out_spec)
             value = loss(output, _drawn(output, targets, generator)) * size
             reached = {node: out for node, out in recorder.seen.items() if out.requires_grad}
             gradients = torch.autograd.grad(value, list(reached.values()), allow_unused=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from solvers.elimination import Elimination, QuadraticMap
 from structprune.axes.linear_maps import LinearMap
-from structprune.axes.rewrite import rewrite
+from structprune.axes.rewrite import flat_arguments, rewrite
 from structprune.axes.sweep import leaves_of
 from structprune.criteria.gradients import batches
+from structprune.criteria.moments import convolution_arguments
 from structprune.criteria.scores import Data
 from structprune.data import Loss
 from structprune.structures import Structures
@@ -63,7 +65,7 @@ def matrices(one: LinearMap, weights: dict[str, Tensor]) -> list[np.ndarray]:
     weight = weights[one.weight].double().cpu()
     if one.kind == "linear":
         return [(weight.T if one.transposed else weight).numpy()]
-    groups = int(one.node.args[8])  # type: ignore[call-overload]
+    groups = convolution_arguments(one)[3]
     return list(weight.reshape(groups, weight.shape[0] // groups, -1).numpy())
 
 
@@ -86,9 +88,8 @@ class Probe:
         self._loss = loss
         self._widths = widths
         self._flat, _ = rewrite(structures.labelled, np.zeros(0, dtype=np.int64))
-        per_example = sum(
-            c.factor * int(np.prod([len(label) for label in c.dims], dtype=np.int64)) for c in self._labelled.contractions
-        ) / max(len(self._labelled.batch), 1)
+        multiplications = [c.factor * prod(len(label) for label in c.dims) for c in self._labelled.contractions]
+        per_example = sum(multiplications) / max(len(self._labelled.batch), 1)
         affordable = int(MOST_MACS / (max(per_example, 1) * max(len(structures.axes), 1) * widths))
         some = min(max(affordable, 16), examples, 256)
         self._batches = [(leaves_of(inputs), targets) for inputs, targets, _ in batches(data, model, some)]
@@ -125,17 +126,8 @@ class Probe:
 
     @torch.no_grad()
     def _outputs(self, leaves: list[Any], weights: dict[str, Tensor]) -> Any:
-        graph = self._labelled.graph
-        values = [
-            weights[graph.tensors[node.name]]
-            if node.name in graph.tensors
-            else graph.constants[node.name]
-            if node.name in graph.constants
-            else leaves[graph.inputs.index(node.name)]
-            for node in self._flat.graph.nodes
-            if node.op == "placeholder"
-        ]
-        return torch.utils._pytree.tree_unflatten(list(self._flat(*values)), graph.out_spec)
+        outputs = self._flat(*flat_arguments(self._flat, self._labelled, weights, leaves))
+        return torch.utils._pytree.tree_unflatten(list(outputs), self._labelled.graph.out_spec)
 
     def _divergence(self, dense: Any, pruned: Any, targets: Any) -> float:
         """Kullback-Leibler divergence from the dense predictions where there are classes, else the rise of the loss."""

@@ -7,8 +7,8 @@ taken as
     1/2 sum_o E[g_o^2]  E[(D_o x)^2],
 
 with g the gradient of the loss with respect to the map's outputs: the Gauss-Newton loss with output covariances
-reduced to their diagonal (as K-FAC does, Martens and Grosse 2015), so that layers compare in nats. Groups are removed by
-second-order elimination with exact updates (Hassibi and Stork 1993; Frantar and Alistarh 2022 for layers).
+reduced to their diagonal (after K-FAC, Martens and Grosse 2015), so that layers compare in nats. Groups are removed
+by second-order elimination with exact updates (Hassibi and Stork 1993).
 
 That is a local estimate. Each curve is then scaled to pass through a few measurements: the network with this one axis
 cut and its consumers fitted, compared with the dense network on the data (``probes``).
@@ -38,6 +38,7 @@ from structprune.criteria.probing import Consumer, Probe, matrices
 from structprune.criteria.scores import Curve, Data, Scores, finite_scores
 from structprune.data import Loss
 from structprune.structures import Structures
+from structprune.tensors import named_tensors
 
 __all__ = ["LayerReconstruction"]
 
@@ -86,7 +87,7 @@ class LayerReconstruction:
         data, loss = needed("LayerReconstruction", data, loss)
         if structures.kind != "channels" or structures.labelled is None:
             raise ValueError(f"Expected channels. Got {structures.kind}. Use Fisher() or Magnitude() for them.")
-        weights = _weights(model)
+        weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
         inputs = [batch for batch, _, _ in batches(data, model, self.examples)]
         maps = [one for one in linear_maps(structures.labelled) if not one.transposed or one.kind == "linear"]
         sensitivity = output_sensitivity(structures.labelled, model, maps, data, loss, self.examples, self.seed)
@@ -176,14 +177,6 @@ class LayerReconstruction:
         return changed
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    named = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    return {name: tensor.detach() for name, tensor in named.items()}
-
-
 def _consumers(
     structures: Structures,
     ids: np.ndarray,
@@ -240,8 +233,8 @@ def _fit(
     old = [torch.from_numpy(matrix) for matrix in matrices(one, weights)]
     if old[0].shape[1] <= 1 or (one.kind == "conv" and len(old) > 1 and current[one.weight].shape[1] == 1):
         return {}
-    gram: list[Tensor | None] = [None] * len(old)
-    cross: list[Tensor | None] = [None] * len(old)
+    gram = [torch.zeros(0)] * len(old)
+    cross = [torch.zeros(0)] * len(old)
     for a, b in zip(before, after, strict=True):
         rows_dense, scale, _ = gather_dense(a)
         rows_pruned, _, _ = gather_pruned(b)
@@ -250,11 +243,10 @@ def _fit(
                 ones = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
                 x, z = torch.cat([x, ones], 1), torch.cat([z, ones], 1)
             own, both = (z.T @ z).double().cpu() * scale, (x.T @ z).double().cpu() * scale
-            gram[part] = own if gram[part] is None else gram[part] + own
-            cross[part] = both if cross[part] is None else cross[part] + both
+            gram[part] = gram[part] + own if len(gram[part]) else own
+            cross[part] = cross[part] + both if len(cross[part]) else both
     solved = []
     for matrix, own, both in zip(old, gram, cross, strict=True):
-        assert own is not None and both is not None
         if has_bias:
             matrix = torch.cat([matrix, torch.zeros(len(matrix), 1)], 1)
             matrix[:, -1] = 0  # the bias is fitted as a change

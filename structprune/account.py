@@ -1,0 +1,159 @@
+"""Make the report of a run: counts, latency and quality of the compiled network beside what was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from solvers.problem import Product, SelectionProblem, Term
+from solvers.result import Result
+from structprune.axes.graph import Example
+from structprune.compile import Compiled
+from structprune.counting import count_macs, count_memory
+from structprune.criteria.scores import Scores
+from structprune.data import batch_size, device_of, evaluate
+from structprune.errors import TraceError
+from structprune.latency import Timing, measure
+from structprune.report import AxisRow, CostRow, CurveRow, LatencyRow, QualityRow, Report
+from structprune.structures import Structures
+from structprune.task import Task
+
+__all__ = ["amount", "cost_rows", "curve_rows", "latency_row", "quality", "report"]
+
+
+def amount(terms: Sequence[Term], structures: Structures, widths: Sequence[int]) -> int:
+    """Exact amount that ``terms`` give at ``widths``, one per axis."""
+    total = 0
+    for term in terms:
+        if isinstance(term, Product):
+            part = term.coefficient
+            for axis in term.groups:
+                part *= int(widths[axis])
+        else:
+            levels = [structures.axes[axis].levels for axis in term.groups]
+            where = tuple(list(level).index(widths[axis]) for level, axis in zip(levels, term.groups, strict=True))
+            part = int(term.entries[where])
+        total += part
+    return total
+
+
+def cost_rows(
+    structures: Structures,
+    costs: Mapping[str, Sequence[Term]],
+    limits: Mapping[str, int],
+    widths: Sequence[int],
+    compiled: Compiled,
+    example: Example,
+) -> tuple[tuple[CostRow, ...], tuple[str, ...]]:
+    """One row per resource, predicted beside counted on the compiled network, and notes on what was not counted."""
+    notes: tuple[str, ...] = ()
+    counted: dict[str, int] = {}
+    if compiled.built_as != "masked":
+        counted = count_memory(compiled.model)
+        try:
+            counted["macs"] = count_macs(compiled.model, example)
+        except TraceError as error:
+            notes = (f"the compiled network's macs were not recounted: {error}",)
+    full = [axis.size for axis in structures.axes]
+    rows = tuple(
+        CostRow(
+            name,
+            amount(terms, structures, full),
+            limits.get(name),
+            amount(terms, structures, widths),
+            counted.get(name),
+        )
+        for name, terms in costs.items()
+    )
+    return rows, notes
+
+
+def curve_rows(problem: SelectionProblem, result: Result, scores: Scores) -> tuple[CurveRow, ...]:
+    """Loss by width of every axis, where the scores estimate loss."""
+    if scores.unit != "nats" or result.choice is None:
+        return ()
+    return tuple(
+        CurveRow(
+            group.name,
+            tuple(group.levels.tolist()),
+            tuple((group.values.max() - group.values).tolist()),
+            int(group.levels[choice]),
+        )
+        for group, choice in zip(problem.groups, result.choice, strict=True)
+    )
+
+
+def latency_row(task: Task, after: nn.Module, rounds: int) -> LatencyRow:
+    """Interleaved medians of one forward pass of the dense and of the compiled network on the timing batch."""
+    times: dict[str, Timing] = measure({"before": task.model, "after": after}, task.timing, rounds=rounds)
+    before, now = times["before"], times["after"]
+    return LatencyRow(
+        batch_size((task.timing.args, dict(task.timing.kwargs))),
+        str(device_of(task.model)),
+        before.median_ns,
+        before.low_ns,
+        before.high_ns,
+        now.median_ns,
+        now.low_ns,
+        now.high_ns,
+    )
+
+
+def quality(stages: Mapping[str, nn.Module], data: object, task: Task) -> tuple[tuple[QualityRow, ...], dict | None]:
+    """Mean loss and accuracy of every stage, and recall by stage and class where there are classes."""
+    if data is None or task.loss is None:
+        return (), None
+    rows, recalls = [], {}
+    for stage, network in stages.items():
+        found = evaluate(network, data, task.loss)
+        rows.append(QualityRow(stage, found.loss, found.accuracy, found.examples))
+        if found.recall is not None:
+            recalls[stage] = found.recall
+    return tuple(rows), recalls or None
+
+
+def report(
+    task: Task,
+    structures: Structures,
+    problem: SelectionProblem,
+    scores: Scores,
+    result: Result,
+    compiled: Compiled,
+    *,
+    criterion: str,
+    rows: tuple[CostRow, ...],
+    latency: LatencyRow | None,
+    measured: tuple[tuple[QualityRow, ...], dict | None],
+    notes: Sequence[str],
+    seconds: Mapping[str, float],
+    seed: int,
+) -> Report:
+    """Put the facts of a run together."""
+    assert result.selection is not None and result.choice is not None
+    widths = structures.widths(result.selection)
+    certificate = result.certificate
+    objective = problem.evaluate(result.choice).value
+    return Report(
+        model_name=type(task.model).__name__,
+        kind=structures.kind,
+        criterion=criterion,
+        score_unit=scores.unit or "score",
+        axes=tuple(AxisRow(axis.name, axis.size, width) for axis, width in zip(structures.axes, widths, strict=True)),
+        costs=rows,
+        objective=objective,
+        bound=certificate.bound if certificate else None,
+        gap=certificate.gap if certificate else None,
+        predicted_loss=problem.total_value - objective if scores.unit == "nats" else None,
+        termination_text=result.termination.text,
+        latency=latency,
+        quality=measured[0],
+        per_class_recall=measured[1],
+        curves=curve_rows(problem, result, scores),
+        compiled_as=compiled.built_as,
+        max_error=compiled.error,
+        notes=tuple(notes),
+        pinned=tuple((p.tensor, p.dim, p.reason) for p in structures.pinned),
+        seed=seed,
+        seconds=dict(seconds),
+    )

@@ -1,0 +1,244 @@
+"""Save a pruned network without pickle, and load it again.
+
+A folder holds ``weights.safetensors``, ``structure.json`` (format version, how it was built, shapes, the modules'
+changed integers), ``report.json`` and ``report.html``; a network built as a graph is also there as
+``program.pt2``, the exported program. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from structprune.axes import Example
+from structprune.axes.rewrite import GraphModel
+from structprune.errors import FileFormatError
+from structprune.report import Report
+from structprune.tensors import named_tensors
+
+__all__ = ["load", "save"]
+
+FORMAT = "structprune-network"
+VERSION = 1
+
+
+def save(
+    model: nn.Module, built_as: str, example: Example, report: Report, path: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Write ``model`` and its report into the new folder ``path``.
+
+    Raises
+    ------
+    FileExistsError
+        If something is there already and ``overwrite`` is False.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"Expected a new folder. Got {str(path)!r}, which exists. Pass overwrite=True.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        tensors = _state(model)
+        save_file(tensors, work / "weights.safetensors")
+        structure = {
+            "format": FORMAT,
+            "version": VERSION,
+            "built_as": built_as,
+            "model": report.model_name,
+            "weights_sha256": _digest(work / "weights.safetensors"),
+            "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+            "aliases": _aliases(model),
+            "integers": _integers(model),
+        }
+        if built_as == "graph":
+            _export(model, example, work / "program.pt2")
+            structure["program_sha256"] = _digest(work / "program.pt2")
+        (work / "structure.json").write_text(json.dumps(structure, indent=1) + "\n", encoding="utf-8")
+        report.to_json(work / "report.json")
+        report.to_html(work / "report.html")
+        os.chmod(work, 0o755)
+        _swap(work, path)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return path
+
+
+def _swap(work: Path, path: Path) -> None:
+    """Put ``work`` in the place of ``path``; what was there is gone only when the new one stands."""
+    if not path.exists():
+        os.replace(work, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    os.replace(path, old / "was")
+    try:
+        os.replace(work, path)
+    except BaseException:
+        os.replace(old / "was", path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Distinct parameters and buffers, those that ``state_dict`` leaves out included."""
+    tensors = named_tensors(model, every_name=False)
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Further names of shared tensors -> the name they are stored under."""
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in named_tensors(model).items():
+        if first.setdefault(id(tensor), name) != name:
+            aliases[name] = first[id(tensor)]
+    return aliases
+
+
+def _integers(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Every module's own integers, by dotted name: the sizes that its Python computes with."""
+    return {
+        name: {key: value for key, value in vars(module).items() if type(value) is int and not key.startswith("_")}
+        for name, module in model.named_modules()
+    }
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _export(model: nn.Module, example: Example, path: Path) -> None:
+    assert isinstance(model, GraphModel)
+    dynamic = torch.utils._pytree.tree_map(
+        lambda leaf: {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim else None, example.args
+    )
+    keywords = {
+        key: {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim else None
+        for key, leaf in example.kwargs.items()
+    }
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(
+            model, example.args, dict(example.kwargs), dynamic_shapes=(dynamic, keywords), strict=False
+        )
+        torch.export.save(program, path)
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Load a network that :meth:`Pruned.save` wrote; it computes exactly what the saved one did.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    model
+        The dense network's class, freshly made: its shapes are cut and its weights replaced in a copy. Needed
+        unless the network was built as a graph.
+
+    Raises
+    ------
+    FileFormatError
+        If the folder is incomplete, truncated, foreign or of another version.
+    ValueError
+        If ``model`` is missing or is another architecture.
+    """
+    path = Path(path)
+    structure = _structure(path)
+    if structure["built_as"] == "graph":
+        return _load_program(path, structure)
+    if model is None:
+        raise ValueError(
+            f"Expected the dense network to load {str(path)!r} into. Got None. "
+            f"Pass load(path, model) with a freshly made {structure['model']}."
+        )
+    tensors = _weights(path, structure)
+    clone = copy.deepcopy(model).eval()
+    named = named_tensors(clone)
+    names = {**{name: name for name in structure["tensors"]}, **structure["aliases"]}
+    if set(named) != set(names) or any(named[name].ndim != tensors[names[name]].ndim for name in named):
+        strange = sorted(set(named) ^ set(names))[:3]
+        raise ValueError(
+            f"Expected a {structure['model']} as it was before pruning. Got a {type(model).__name__} whose tensors "
+            f"differ, for instance {strange or 'in their dimensions'}. Make the model as it was made for solve."
+        )
+    placed: dict[str, Tensor] = {}
+    for name, source in names.items():
+        _place(clone, name, source, tensors, placed)
+    for name, integers in structure["integers"].items():
+        module = clone.get_submodule(name)
+        for key, value in integers.items():
+            if getattr(module, key, None) != value:
+                setattr(module, key, value)
+    return clone
+
+
+def _place(clone: nn.Module, name: str, source: str, tensors: dict[str, Tensor], placed: dict[str, Tensor]) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = clone.get_submodule(owner)
+    old = getattr(module, leaf)
+    if source not in placed:
+        value = tensors[source].to(old.device)
+        placed[source] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+    setattr(module, leaf, placed[source])
+
+
+def _structure(path: Path) -> dict[str, Any]:
+    """The folder's description, checked."""
+    if not path.is_dir():
+        raise FileFormatError(f"Expected a folder written by save. Got {str(path)!r}. Check the path.")
+    try:
+        structure = json.loads((path / "structure.json").read_text(encoding="utf-8"))
+        known = isinstance(structure, dict) and structure.get("format") == FORMAT
+    except (OSError, ValueError) as error:
+        raise FileFormatError(
+            f"Expected structure.json of structprune in {str(path)!r}. Got {error}. Save the network again."
+        ) from error
+    if not known:
+        raise FileFormatError(f"Expected a network of structprune in {str(path)!r}. Got another file. Check the path.")
+    if structure.get("version") != VERSION:
+        raise FileFormatError(
+            f"Expected version {VERSION} of the format in {str(path)!r}. Got {structure.get('version')}. "
+            "Load it with the release of structprune that wrote it."
+        )
+    missing = {"built_as", "model", "weights_sha256", "tensors", "aliases", "integers"} - set(structure)
+    if missing:
+        raise FileFormatError(f"Expected {sorted(missing)} in {str(path)!r}. Got a structure.json without. Save it again.")
+    return structure
+
+
+def _weights(path: Path, structure: dict[str, Any]) -> dict[str, Tensor]:
+    file = path / "weights.safetensors"
+    _check_digest(file, structure["weights_sha256"])
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise FileFormatError(f"Expected whole weights in {str(file)!r}. Got {error}. Save them again.") from error
+
+
+def _check_digest(file: Path, expected: str) -> None:
+    if not file.is_file():
+        raise FileFormatError(f"Expected the file {str(file)!r}. Got none. Copy the whole folder.")
+    if _digest(file) != expected:
+        raise FileFormatError(
+            f"Expected {str(file)!r} as it was saved. Got a file with another checksum: it is truncated or foreign. "
+            "Copy the whole folder again."
+        )
+
+
+def _load_program(path: Path, structure: dict[str, Any]) -> nn.Module:
+    _check_digest(path / "weights.safetensors", structure["weights_sha256"])
+    _check_digest(path / "program.pt2", structure.get("program_sha256", ""))
+    return torch.export.load(path / "program.pt2").module()

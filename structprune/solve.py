@@ -1,0 +1,220 @@
+"""The straight line: a trained network and a budget in, a smaller network with its certificate out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from solvers.allocation import Allocation
+from solvers.problem import SelectionProblem, Term
+from solvers.result import Result
+from structprune import account
+from structprune.batch_norm import recalibrate
+from structprune.budget import Budget
+from structprune.compile import compile
+from structprune.costs import costs
+from structprune.criteria import LayerReconstruction, Magnitude
+from structprune.criteria.gradients import batches
+from structprune.criteria.scores import Criterion, Data, Scores
+from structprune.data import Loss, batch_size
+from structprune.errors import InfeasibleBudgetError
+from structprune.finetune import FineTune
+from structprune.latency import latency_ns, measure
+from structprune.problem import selection_problem
+from structprune.progress import Phases
+from structprune.pruned import Pruned
+from structprune.structures import Structures, channels
+from structprune.task import Task, checked_task
+
+__all__ = ["Method", "Solver", "solve"]
+
+CALIBRATION = 1024  # examples for batch norm statistics
+
+
+class Solver(Protocol):
+    """Chooses the levels of a selection problem."""
+
+    def solve(self, problem: SelectionProblem) -> Result:
+        """Return the best choice found, with its certificate."""
+        ...
+
+
+class Method(Protocol):
+    """A training-time method: trains a copy of the network while it decides what to keep.
+
+    ``allocate(scores)`` is the solver under the caller's budget, to be asked as often as needed. The method returns
+    the trained network, in its dense shapes, and the scores that the final choice is made by.
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        structures: Structures,
+        allocate: Callable[[Scores], Result],
+        task: Task,
+        seed: int,
+        progress: bool,
+    ) -> tuple[nn.Module, Scores]:
+        """Train and score."""
+        ...
+
+
+def solve(
+    model: nn.Module,
+    budget: Budget,
+    *,
+    structures: Structures | None = None,
+    method: Method | None = None,
+    data: Data | None = None,
+    loss: Loss | None = None,
+    example: Any = None,
+    criterion: Criterion | None = None,
+    solver: Solver | None = None,
+    finetune: FineTune | None = None,
+    validation: Data | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Pruned:
+    """Keep the most valuable structures of ``model`` that fit ``budget``, and build the smaller network.
+
+    Parameters
+    ----------
+    model
+        A trained network; left untouched.
+    budget
+        Caps, for instance ``Budget(macs=0.5)`` or ``Budget(params=0.3, latency_ns=2_000_000)``; never exceeded.
+    structures
+        What may be removed; by default all ``channels(model, example)``.
+    method
+        A training-time method; by default the network is pruned as it is.
+    data
+        Batches of (inputs, targets) that can be iterated several times; training data, not test data.
+    loss
+        ``loss(output, target)``, mean nats; by default cross-entropy for class targets, Gaussian for real ones.
+    example
+        Arguments of one forward call; taken from ``data`` or inferred from the model where possible.
+    criterion
+        What a structure is worth; by default layer reconstruction with data, group magnitude without.
+    solver
+        Chooses how much each axis keeps; by default :class:`solvers.allocation.Allocation`.
+    finetune
+        Train the result on ``data`` for a few epochs.
+    validation
+        Batches on which the report measures quality; by default ``data``, which the report then says.
+    seed
+        For everything that is drawn; equal seeds give equal results on one machine.
+    progress
+        Show what is being done, on standard error.
+
+    Returns
+    -------
+    The smaller network with its selection, certificate and report.
+
+    Raises
+    ------
+    InfeasibleBudgetError
+        If no selection meets the budget; the message gives the least that works.
+    TraceError, CompileError, ValueError
+        If the network cannot be read or rebuilt, or an argument is not what it must be.
+    """
+    phases = Phases(progress)
+    task = checked_task(model, budget, structures, data, loss, example)
+    _check_needs(task, method, finetune)
+    criterion = criterion or (Magnitude() if data is None else LayerReconstruction(seed=seed))
+    solver = solver or Allocation(seed=seed)
+
+    with phases.phase("tracing"):
+        structures = structures or channels(model, task.example)
+    with phases.phase("costs"):
+        terms = _costs(structures, task, budget)
+        full = [axis.size for axis in structures.axes]
+        limits = budget.limits({name: account.amount(of, structures, full) for name, of in terms.items()})
+
+    def problem_of(scores: Scores) -> SelectionProblem:
+        return selection_problem(structures, scores, terms, limits)
+
+    def allocate(scores: Scores) -> Result:
+        return _feasible(solver.solve(problem_of(scores)))[0]
+
+    trained = model
+    if method is None:
+        with phases.phase("scoring"):
+            scores = criterion(model, structures, task.data, task.loss).check(structures)
+    else:
+        with phases.phase("training"):
+            trained, scores = method(model, structures, allocate, task, seed, progress)
+    with phases.phase("allocation"):
+        problem = problem_of(scores)
+        result, selection = _feasible(solver.solve(problem))
+    with phases.phase("re-fit"):
+        refit = _refit(trained, structures, scores, selection, task)
+    with phases.phase("compiling"):
+        compiled = compile(trained, structures, selection, task.example, refit=refit)
+
+    stages = {"dense": model, "pruned": compiled.model}
+    notes = [*scores.notes, *compiled.notes]
+    if finetune is not None and task.loss is not None:
+        masks = structures.masks(selection) if compiled.built_as == "masked" else None
+        with phases.phase("fine-tuning"):
+            tuned = finetune.run(compiled.model, task.data, task.loss, masks=masks, progress=progress)
+        stages["fine-tuned"] = tuned.model
+        notes += tuned.notes
+    final = list(stages.values())[-1]
+    with phases.phase("measuring"):
+        widths = structures.widths(selection)
+        rows, uncounted = account.cost_rows(structures, terms, limits, widths, compiled, task.example)
+        latency = account.latency_row(task, final, rounds=15)
+        measured = account.quality(stages, task.data if validation is None else validation, task)
+    if measured[0] and validation is None:
+        notes.append("quality is measured on the data that pruning used; pass validation= for held-out figures")
+    report = account.report(
+        *(task, structures, problem, scores, result, compiled),
+        criterion=type(criterion if method is None else method).__name__,
+        rows=rows,
+        latency=latency,
+        measured=measured,
+        notes=[*notes, *uncounted],
+        seconds=phases.seconds,
+        seed=seed,
+    )
+    return Pruned(final, structures, problem, result, report, task.example, compiled.built_as)
+
+
+def _check_needs(task: Task, method: Method | None, finetune: FineTune | None) -> None:
+    if task.data is None and (method is not None or finetune is not None):
+        who = "method=" if method is not None else "finetune="
+        raise ValueError(f"Expected data for {who}. Got None. Pass data=, batches of (inputs, targets).")
+
+
+def _costs(structures: Structures, task: Task, budget: Budget) -> dict[str, tuple[Term, ...]]:
+    """Terms of every resource that is capped or can be counted without measuring."""
+    known = ("macs", "params", "bytes") if structures.labelled is not None else ("params", "bytes")
+    needed = [name for name in budget.resources if name not in ("latency_ns", *known)]
+    terms = {name: costs(structures, task.model, name) for name in (*known, *needed)}
+    if "latency_ns" in budget.resources:
+        dense = measure({"dense": task.model}, task.timing)["dense"].median_ns
+        batch = batch_size((task.timing.args, dict(task.timing.kwargs)))
+        device = str(next(task.model.parameters()).device)
+        terms["latency_ns"] = latency_ns(structures, device=device, batch=batch, dense_ns=dense)
+    return terms
+
+
+def _feasible(result: Result) -> tuple[Result, np.ndarray]:
+    if result.selection is None:
+        raise InfeasibleBudgetError(result.termination.text)
+    return result, result.selection
+
+
+def _refit(
+    model: nn.Module, structures: Structures, scores: Scores, selection: np.ndarray, task: Task
+) -> dict[str, Tensor]:
+    """New weights from the criterion if it offers them, else batch norm statistics where there are data."""
+    if selection.all() or task.data is None:
+        return {}
+    if scores.refit is not None:
+        return scores.refit(selection)
+    inputs = [inputs for inputs, _, _ in batches(task.data, model, CALIBRATION)]
+    return recalibrate(model, structures, selection, inputs)
