@@ -7,7 +7,7 @@ its dimensions, a tensor the product of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, fx, nn
 
@@ -17,7 +17,7 @@ from structprune.axes.linear_maps import linear_maps
 from structprune.axes.polynomial import Polynomial
 from structprune.structures import EntryAxis, Structures
 
-__all__ = ["RESOURCES", "bytes_", "costs", "macs", "params"]
+__all__ = ["RESOURCES", "bytes_", "costs", "evaluate", "macs", "params"]
 
 RESOURCES = ("macs", "params", "bytes", "latency_ns")
 
@@ -41,8 +41,39 @@ def bytes_(structures: Structures, model: nn.Module) -> tuple[Term, ...]:
     return _terms(_weighted_sizes(structures, named, lambda tensor: tensor.element_size()))
 
 
-def _weighted_sizes(structures: Structures, named: dict[str, Tensor], weight: object) -> Polynomial:
-    assert callable(weight)
+def macs(structures: Structures, model: nn.Module) -> tuple[Term, ...]:
+    """Multiplications of one example in every convolution and matrix product, attention included.
+
+    Where the examples of the batch could not be told apart (sequence first, a network for a fixed batch), one example
+    is the whole input.
+
+    Raises
+    ------
+    ValueError
+        If the structures were made without an example, so that the network's graph is not known.
+    """
+    if structures.labelled is None:
+        raise ValueError(
+            f"Expected {structures.kind} that know the network's graph. Got {structures.kind} made without an example. "
+            "Pass example= when making them."
+        )
+    return _terms(_channel_macs(structures) if structures.kind == "channels" else _entry_macs(structures, model))
+
+
+def evaluate(terms: Iterable[Term], widths: Sequence[int]) -> int:
+    """Exact amount used at ``widths`` (one per axis) by product terms."""
+    total = 0
+    for term in terms:
+        assert isinstance(term, Product)
+        amount = int(term.coefficient)
+        for axis in term.groups:
+            amount *= int(widths[axis])
+        total += amount
+    return total
+
+
+def _weighted_sizes(structures: Structures, named: Mapping[str, Tensor], weight: Callable[[Tensor], int]) -> Polynomial:
+    """Sum over tensors of ``weight(tensor)`` times its kept entries."""
     total = Polynomial.constant(0)
     if structures.kind == "channels":
         assert structures.labelled is not None
@@ -60,70 +91,55 @@ def _weighted_sizes(structures: Structures, named: dict[str, Tensor], weight: ob
     inside: dict[str, int] = {}
     for number, axis in enumerate(structures.axes):
         assert isinstance(axis, EntryAxis)
-        per_structure = int((axis.index >= 0).sum()) // axis.size
-        total = total + Polynomial({(number,): per_structure * weight(named[axis.tensor])})
-        inside[axis.tensor] = inside.get(axis.tensor, 0) + per_structure * axis.size
+        total = total + Polynomial({(number,): axis.weights_each * weight(named[axis.tensor])})
+        inside[axis.tensor] = inside.get(axis.tensor, 0) + axis.weights_each * axis.size
     for name, tensor in named.items():
         total = total + Polynomial.constant((tensor.numel() - inside.get(name, 0)) * weight(tensor))
     return total
 
 
-def macs(structures: Structures, model: nn.Module) -> tuple[Term, ...]:
-    """Multiplications of one example in every convolution and matrix product, attention included."""
+def _channel_macs(structures: Structures) -> Polynomial:
     labelled = structures.labelled
-    if labelled is None:
-        raise ValueError(
-            f"Expected {structures.kind} that know the network's graph. Got {structures.kind} made without an example. "
-            "Pass example= when making them."
-        )
+    assert labelled is not None
+    axis_of = axis_table(list(structures.found))
     total = Polynomial.constant(0)
-    if structures.kind == "channels":
-        axis_of = axis_table(list(structures.found))
-        for contraction in labelled.contractions:
-            product = Polynomial.constant(contraction.factor)
-            for label in contraction.dims:
-                product = product * size_polynomial(labelled, axis_of, label)
-            total = total + product
-        return _terms(total)
+    for contraction in labelled.contractions:
+        product = Polynomial.constant(contraction.factor)
+        for label in contraction.dims:
+            product = product * size_polynomial(labelled, axis_of, label)
+        total = total + product
+    return total
+
+
+def _entry_macs(structures: Structures, model: nn.Module) -> Polynomial:
+    """Every weight entry of a linear map is used equally often, so a structure's share is its number of entries."""
+    labelled = structures.labelled
+    assert labelled is not None
     weight_of: dict[fx.Node, str] = {found.node: found.weight for found in linear_maps(labelled)}
-    batch = max(len(labelled.batch), 1)
-    reuse: dict[str, int] = {}
+    sizes = {axis.tensor: model.get_parameter(axis.tensor).numel() for axis in _entry_axes(structures)}
+    total = Polynomial.constant(0)
+    uses: dict[str, int] = {}
     for contraction in labelled.contractions:
         multiplications = contraction.factor
         for label in contraction.dims:
-            multiplications *= len(label)
-        multiplications //= batch if any(labelled.has_batch(label) for label in contraction.dims) else 1
-        name = weight_of.get(contraction.node)
-        if name in structures.shapes:
-            reuse[name] = reuse.get(name, 0) + multiplications
+            multiplications *= len(label) // (len(labelled.batch) if labelled.has_batch(label) else 1)
+        name = weight_of.get(contraction.node, "")
+        if name in sizes:
+            uses[name] = uses.get(name, 0) + multiplications // sizes[name]
         else:
             total = total + Polynomial.constant(multiplications)
-    tensors = dict(model.named_parameters())
-    for number, axis in enumerate(structures.axes):
-        assert isinstance(axis, EntryAxis)
-        per_structure = int((axis.index >= 0).sum()) // axis.size
-        share = reuse.get(axis.tensor, 0) // tensors[axis.tensor].numel() * per_structure
-        total = total + Polynomial({(number,): share})
-    covered = {axis.tensor for axis in structures.axes if isinstance(axis, EntryAxis)}
-    for name, multiplications in reuse.items():
-        if name not in covered:
-            total = total + Polynomial.constant(multiplications)
-    return _terms(total)
+    inside: dict[str, int] = {}
+    for number, axis in enumerate(_entry_axes(structures)):
+        total = total + Polynomial({(number,): axis.weights_each * uses.get(axis.tensor, 0)})
+        inside[axis.tensor] = inside.get(axis.tensor, 0) + axis.weights_each * axis.size
+    for name, used in uses.items():
+        total = total + Polynomial.constant(used * (sizes[name] - inside[name]))
+    return total
+
+
+def _entry_axes(structures: Structures) -> list[EntryAxis]:
+    return [axis for axis in structures.axes if isinstance(axis, EntryAxis)]
 
 
 def _terms(polynomial: Polynomial) -> tuple[Term, ...]:
     return tuple(Product(axes, coefficient) for axes, coefficient in polynomial.terms.items() if coefficient)
-
-
-def evaluate(terms: Iterable[Term], widths: list[int]) -> int:
-    """Exact amount used at ``widths`` by product terms."""
-    total = 0
-    for term in terms:
-        assert isinstance(term, Product)
-        amount = term.coefficient
-        for axis in term.groups:
-            amount *= widths[axis]
-        total += amount
-    return total
-
-

@@ -117,6 +117,11 @@ class EntryAxis(Axis):
     index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     group: int | None = None
 
+    @property
+    def weights_each(self) -> int:
+        """Number of weights in each structure; all structures of an axis have equally many."""
+        return int((self.index >= 0).sum()) // self.size
+
     def tensors(self) -> tuple[str, ...]:
         return (self.tensor,)
 
@@ -233,9 +238,9 @@ class Structures:
                 mask &= torch.from_numpy(kept).view([-1 if d == dim else 1 for d in range(len(rows))])
             masks[name] = mask
         for axis in self.axes:
-            kept = torch.from_numpy(selection[axis.entries])
-            if isinstance(axis, EntryAxis) and not bool(kept.all()):
-                mask = (axis.index < 0) | kept[axis.index.clamp(min=0)]
+            stays = torch.from_numpy(selection[axis.entries])
+            if isinstance(axis, EntryAxis) and not bool(stays.all()):
+                mask = (axis.index < 0) | stays[axis.index.clamp(min=0)]
                 masks[axis.tensor] = masks[axis.tensor] & mask if axis.tensor in masks else mask
         return masks
 
@@ -274,11 +279,13 @@ def channels(
         If the network cannot be recorded.
     """
     if not isinstance(multiple_of, int) or multiple_of < 1:
-        raise ValueError(f"Expected multiple_of to be an integer >= 1. Got {multiple_of!r}. Use 8 for GPUs, 1 for none.")
+        raise ValueError(f"Expected an integer multiple_of >= 1. Got {multiple_of!r}. Use 8 for GPUs, 1 for none.")
     patterns = _patterns(model, keep_whole)
     example = _with_two_examples(model, as_example(example))
     labelled = propagate(trace(model, example), model, RULES)
-    found, pinned, shapes = find_axes(labelled, model, lambda name: any(fnmatch.fnmatch(name, p) for p in patterns))
+    found, pinned, shapes = find_axes(
+        labelled, model, lambda name: any(fnmatch.fnmatch(name, p) for p in patterns), multiple_of
+    )
     axes: list[ChannelAxis] = []
     start = 0
     for axis in found:
@@ -296,7 +303,10 @@ def _patterns(model: nn.Module, keep_whole: Iterable[str | nn.Module]) -> list[s
     for item in [keep_whole] if isinstance(keep_whole, (str, nn.Module)) else keep_whole:
         if isinstance(item, nn.Module):
             if item not in names:
-                raise ValueError(f"Expected keep_whole to hold parts of the model. Got a foreign {type(item).__name__}.")
+                raise ValueError(
+                    f"Expected keep_whole to hold modules of the model. Got a foreign {type(item).__name__}. "
+                    "Pass model.get_submodule(name) or the name itself."
+                )
             item = names[item]
         matching = [pattern for pattern in (item, f"{item}.*") if fnmatch.filter(tensors, pattern)]
         if not matching:
@@ -365,7 +375,11 @@ def _entry_structures(
 
 
 def blocks(
-    model: nn.Module, shape: tuple[int, int] = (16, 16), *, example: Any = None, keep_whole: Iterable[str | nn.Module] = ()
+    model: nn.Module,
+    shape: tuple[int, int] = (16, 16),
+    *,
+    example: Any = None,
+    keep_whole: Iterable[str | nn.Module] = (),
 ) -> Structures:
     """Tiles of ``shape`` (outputs, inputs) of every linear and convolution weight, tap by tap in convolutions.
 

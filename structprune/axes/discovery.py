@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -36,36 +36,46 @@ class Pinned:
 
 
 def find_axes(
-    labelled: LabelledGraph, model: nn.Module, keep_whole: Callable[[str], bool]
+    labelled: LabelledGraph, model: nn.Module, keep_whole: Callable[[str], bool], multiple_of: int = 1
 ) -> tuple[list[FoundAxis], list[Pinned], dict[str, tuple[int, ...]]]:
     """Group the ids of all parameters and float buffers into axes.
 
     Ids belong to one axis if they occur equally often in the same columns of the same dimensions. So the two parts
-    of a concatenation are two axes, and heads and head dimensions of one projection are two axes.
+    of a concatenation are two axes, and heads and head dimensions of one projection are two axes. What cannot go is
+    pinned on the way: dimensions named by ``keep_whole``, axes that no multiplication runs over, axes that would not
+    leave a regular grid, and axes that ``multiple_of`` or a single entry leaves no smaller width.
     """
     tensors = _labelled_tensors(labelled, model)
     for name, (labels, _) in tensors.items():
         if keep_whole(name):
             for label in labels:
-                labelled.ids.pin(label, "kept whole as asked")
+                labelled.ids.pin(label, "is kept whole as asked")
     while True:
         axes = _group(labelled, tensors)
-        idle = _idle(labelled, axes)
-        for axis in idle:
-            labelled.ids.pin(axis.ids[:, None], "takes part in no product on the example (rows of a longer table?)")
-        axes = [axis for axis in axes if axis not in idle]
-        irregular = _irregular(labelled, axes)
-        if irregular is None:
+        idle = "takes part in no product on the example (rows of a longer table?)"
+        pins = [(axis.ids, idle) for axis in _idle(labelled, axes)]
+        pins += [(axis.ids, _too_small(axis.size, multiple_of)) for axis in axes if axis.size <= multiple_of]
+        irregular = None if pins else _irregular(labelled, axes)
+        if irregular is not None:
+            pins = [(irregular, "would not leave a regular grid behind")]
+        for ids, reason in pins:
+            labelled.ids.pin(ids.reshape(-1, 1), reason)
+        if not pins:
             break
-        labelled.ids.pin(irregular, "the entries that would go do not form a regular grid")
-    pinned = [
-        Pinned(name, dim, len(label), labelled.ids.reason(label) or "has no removable entries")
-        for name, (labels, tensor) in tensors.items()
-        for dim, label in enumerate(labels)
-        if len(label) > 1 and tensor.is_floating_point() and not labelled.norm(label).size
-    ]
+    pinned = []
+    for name, (labels, tensor) in tensors.items():
+        for dim, label in enumerate(labels if tensor.is_floating_point() else ()):
+            why = labelled.ids.reason(label)
+            if len(label) > 1 and why != "" and not labelled.norm(label).size:
+                pinned.append(Pinned(name, dim, len(label), why or "is tied to the examples of the batch"))
     shapes = {name: tuple(tensor.shape) for name, (_, tensor) in tensors.items() if tensor.is_floating_point()}
     return axes, pinned, shapes
+
+
+def _too_small(size: int, multiple_of: int) -> str:
+    if size == 1:
+        return "has a single free entry, and one of every axis stays"
+    return f"has {size} entries, and widths are multiples of {multiple_of}"
 
 
 def _labelled_tensors(labelled: LabelledGraph, model: nn.Module) -> dict[str, tuple[tuple[Label, ...], Tensor]]:
@@ -99,15 +109,12 @@ def _group(labelled: LabelledGraph, tensors: Mapping[str, tuple[tuple[Label, ...
         groups.setdefault(tuple(where), []).append(i)
     names = list(tensors)
     axes: list[FoundAxis] = []
-    taken: dict[str, int] = {}
-    for where, members_ids in groups.items():
+    for places, members_ids in groups.items():
         ids = np.array(members_ids, dtype=np.int64)
-        touched = dict.fromkeys((names[number], dim) for number, dim, _, _ in where)
+        touched = dict.fromkeys((names[number], dim) for number, dim, _, _ in places)
         members = tuple((name, dim, _positions(normed[name, dim], ids)) for name, dim in touched)
-        name = _best_name(members)
-        taken[name] = taken.get(name, 0) + 1
-        axes.append(FoundAxis(name if taken[name] == 1 else f"{name}#{taken[name]}", len(ids), ids, members))
-    return axes
+        axes.append(FoundAxis("", len(ids), ids, members))
+    return _named(axes, {name: len(labels) for name, (labels, _) in tensors.items()})
 
 
 def _positions(rows: Label, ids: np.ndarray) -> np.ndarray:
@@ -119,10 +126,37 @@ def _positions(rows: Label, ids: np.ndarray) -> np.ndarray:
     return where[by_owner].reshape(len(ids), -1)
 
 
-def _best_name(members: tuple[tuple[str, int, np.ndarray], ...]) -> str:
-    """The module that produces the axis: the first weight that has it as its leading dimension."""
-    producer = next((name for name, dim, _ in members if dim == 0), members[0][0])
-    return producer.rpartition(".")[0] or producer
+def _named(axes: list[FoundAxis], ranks: Mapping[str, int]) -> list[FoundAxis]:
+    """Name each axis by the module that makes it; where a module makes several, by the rows they start at too.
+
+    In a projection of 4 heads with 8 features, 'q[0:32:8]' are the heads and 'q[0:8]' the features.
+    """
+    producers = [_producer(axis, ranks) for axis in axes]
+    modules = [name.rpartition(".")[0] or name for name, _ in producers]
+    named: list[FoundAxis] = []
+    taken: dict[str, int] = {}
+    for axis, module, (_, rows) in zip(axes, modules, producers, strict=True):
+        name = module + (_as_slice(rows[:, 0]) if modules.count(module) > 1 else "")
+        taken[name] = taken.get(name, 0) + 1
+        named.append(replace(axis, name=name if taken[name] == 1 else f"{name}#{taken[name]}"))
+    return named
+
+
+def _producer(axis: FoundAxis, ranks: Mapping[str, int]) -> tuple[str, np.ndarray]:
+    """The tensor that makes the axis, and its rows: a weight that has it as its leading dimension, else any tensor."""
+    leading = [(name, rows) for name, dim, rows in axis.members if dim == 0]
+    weights = [(name, rows) for name, rows in leading if ranks[name] > 1]
+    name, _, rows = axis.members[0]
+    return (*weights, *leading, (name, rows))[0]
+
+
+def _as_slice(rows: np.ndarray) -> str:
+    steps = np.unique(np.diff(rows))
+    if len(rows) == 1:
+        return f"[{rows[0]}]"
+    if len(steps) != 1 or steps[0] < 1:
+        return ""
+    return f"[{rows[0]}:{rows[-1] + steps[0]}" + (f":{steps[0]}]" if steps[0] > 1 else "]")
 
 
 def _idle(labelled: LabelledGraph, axes: list[FoundAxis]) -> list[FoundAxis]:

@@ -57,7 +57,7 @@ class Ids:
         self._pinned = np.ones(1, dtype=bool)
         self._branching = np.zeros(1, dtype=bool)
         self._factors: dict[int, np.ndarray] = {}
-        self._reason_of: dict[int, str] = {}
+        self._reason_of: dict[int, tuple[str, str]] = {}  # what forbids it, and through which operator it is tied
 
     def fresh(self, size: int) -> Label:
         """Label of ``size`` positions, each with an id of its own."""
@@ -67,6 +67,12 @@ class Ids:
         self._pinned = np.concatenate([self._pinned, np.zeros(size, dtype=bool)])
         self._branching = np.concatenate([self._branching, np.zeros(size, dtype=bool)])
         return ids[:, None]
+
+    def fixed(self, size: int, reason: str) -> Label:
+        """Label of a dimension of which no position is ever removed, and why; ``reason`` says what the dimension is."""
+        label = np.repeat(self.fresh(1), size, axis=0)
+        self.pin(label, reason)
+        return label
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """Representative of each id (same shape), compressing paths on the way."""
@@ -114,17 +120,27 @@ class Ids:
         return self.find(np.concatenate(columns, axis=1))
 
     def pin(self, label: Label, reason: str) -> None:
-        """Forbid the removal of every position of ``label``."""
-        self._pin_ids(self.norm(label), reason)
+        """Forbid the removal of every position of ``label``; ``reason`` is a phrase such as 'is normalised over'.
 
-    def _pin_ids(self, ids: np.ndarray, reason: str) -> None:
+        An empty reason marks what nobody expects to be removable, such as the taps of a kernel.
+        """
+        self._pin_ids(self.norm(label), (reason, ""))
+
+    def _pin_ids(self, ids: np.ndarray, reason: tuple[str, str]) -> None:
         for i in np.unique(ids):
             if i and not self._pinned[i]:
                 self._pinned[i] = True
                 self._reason_of[int(i)] = reason
 
     def reason(self, label: Label) -> str | None:
-        """Why the first pinned position of ``label`` is pinned; None when nothing is."""
+        """Why the first pinned position of ``label`` is pinned, as a phrase; None when nothing is."""
+        found = self._reason(label)
+        if found is None:
+            return None
+        cause, tie = found
+        return f"is tied by {tie} to a dimension that {cause}" if tie else cause
+
+    def _reason(self, label: Label) -> tuple[str, str] | None:
         if not label.size:
             return None
         rows = self.find(label)
@@ -136,10 +152,11 @@ class Ids:
                 return None
             rows = self._expand(rows, branching)
 
-    def unify(self, first: Label, second: Label, reason: str) -> None:
+    def unify(self, first: Label, second: Label, tie: str) -> None:
         """Tie two dimensions of equal size: each position of one is removed exactly when the other's is.
 
-        Where one side can never be removed the other is pinned, for the reason the first one has, or else ``reason``.
+        Where one side can never be removed the other is pinned, for the reason that the first one has; ``tie`` says
+        what ties them.
         """
         while True:
             x, y = _cancel_common(self.norm(first), self.norm(second))
@@ -149,16 +166,17 @@ class Ids:
                 return
             lone = differ & ((count_x == 0) | (count_y == 0))
             if lone.any():
-                cause = self.reason(first[lone]) or self.reason(second[lone]) or reason
-                self._pin_ids(x[lone], cause)
-                self._pin_ids(y[lone], cause)
+                known = self._reason(first[lone & (count_x == 0)]) or self._reason(second[lone & (count_y == 0)])
+                reason = (known[0] if known and known[0] else "cannot shrink", tie)
+                self._pin_ids(x[lone], reason)
+                self._pin_ids(y[lone], reason)
                 continue
             equal = differ & (count_x == count_y)
             if equal.any():
                 width = int(count_x[equal].max())
                 self._union(x[equal][:, :width].ravel(), y[equal][:, :width].ravel())
                 continue
-            self._refine(x[differ], y[differ], count_x[differ], count_y[differ])
+            self._refine(x[differ], y[differ], count_x[differ], count_y[differ], tie)
 
     def _union(self, first: np.ndarray, second: np.ndarray) -> None:
         """Hook the larger representative of each pair to the smaller until all pairs agree."""
@@ -170,7 +188,7 @@ class Ids:
             small, large = np.minimum(a, b)[different], np.maximum(a, b)[different]
             np.minimum.at(self._parent, large, small)
 
-    def _refine(self, x: Label, y: Label, count_x: np.ndarray, count_y: np.ndarray) -> None:
+    def _refine(self, x: Label, y: Label, count_x: np.ndarray, count_y: np.ndarray, tie: str) -> None:
         """Rows of unequal counts: one id against several becomes their product; anything else is pinned.
 
         One substitution at a time is sure to keep the factors leaves, so a batch stops at the first row that
@@ -181,7 +199,7 @@ class Ids:
             one, many = (x[row], y[row]) if count_x[row] == 1 else (y[row], x[row])
             one, many = one[one != 0], many[many != 0]
             if len(one) != 1:
-                self._pin_ids(np.concatenate([one, many]), "two different products of dimensions meet in it")
+                self._pin_ids(np.concatenate([one, many]), ("is a product of other dimensions", tie))
                 return
             if refined & {int(one[0]), *many.tolist()}:
                 return
@@ -189,15 +207,15 @@ class Ids:
             self._branching[one[0]] = True
             refined.add(int(one[0]))
 
-    def split(self, label: Label, sizes: Sequence[int], reason: str) -> list[Label]:
+    def split(self, label: Label, sizes: Sequence[int], tie: str) -> list[Label]:
         """Labels of the dimensions that ``label`` is viewed as; the inverse of :func:`merge_labels`."""
         labels = []
         for position, size in enumerate(sizes[:-1]):
-            head, label = self._split_two(label, size, prod(sizes[position + 1 :]), reason)
+            head, label = self._split_two(label, size, prod(sizes[position + 1 :]), tie)
             labels.append(head)
         return [*labels, label]
 
-    def _split_two(self, label: Label, a: int, b: int, reason: str) -> tuple[Label, Label]:
+    def _split_two(self, label: Label, a: int, b: int, tie: str) -> tuple[Label, Label]:
         rows = self.norm(label)
         if a == 1:
             return empty_label(1), rows
@@ -211,12 +229,12 @@ class Ids:
         if (mixed == 0).any():
             # Part of the dimension can never be removed: only entries that agree along a can go.
             for index in range(1, a):
-                self.unify(mixed[0], mixed[index], reason)
+                self.unify(mixed[0], mixed[index], tie)
             tails.append(mixed[0])
         else:
             for column in range(mixed.shape[2]):
                 head, tail = self.fresh(a), self.fresh(b)
-                self.unify(mixed[:, :, column].reshape(-1, 1), merge_labels([head, tail]), reason)
+                self.unify(mixed[:, :, column].reshape(-1, 1), merge_labels([head, tail]), tie)
                 heads.append(head)
                 tails.append(tail)
         return np.concatenate(heads, axis=1), np.concatenate(tails, axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -52,8 +53,7 @@ def linear_maps(labelled: LabelledGraph) -> list[LinearMap]:
 
 
 def _read(labelled: LabelledGraph, node: fx.Node) -> LinearMap | None:
-    args = node.args
-    bias: fx.Node | None
+    args: Any = node.args
     if node.target == aten.convolution.default:
         source, weight, bias = args[0], args[1], args[2]
         label_dim, kind, transposed = 1, "conv", bool(args[6])

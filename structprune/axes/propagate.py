@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from structprune.axes.graph import Graph, module_of
 from structprune.axes.labels import Ids, Label, empty_label
 
-__all__ = ["Call", "Contraction", "Keep", "LabelledGraph", "Propagation", "Resize", "Rule", "Value", "propagate"]
+__all__ = ["Call", "Contraction", "Keep", "LabelledGraph", "Propagation", "Resize", "Value", "propagate"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Value:
     """A tensor in the graph: one label per dimension, and where it is zero when it is masked.
 
     ``zero[d]`` tells if the masked network holds exact zeros at every position that is removed along dimension
-    ``d``. It is lost by functions with f(0) != 0, and needed where two activations are contracted.
+    ``d``; so it does, for want of such positions, where ``d`` is the batch or cannot shrink. It is lost by functions
+    with f(0) != 0, and needed where two activations are contracted.
     """
 
     labels: tuple[Label, ...]
@@ -47,7 +48,8 @@ class Value:
     def zero_in(self, shape: Sequence[int]) -> list[bool]:
         """The flags after broadcasting to ``shape``: a dimension that is repeated masks nothing."""
         new = len(shape) - len(self.labels)
-        own = [flag and len(label) == shape[new + d] for d, (flag, label) in enumerate(zip(self.zero, self.labels, strict=True))]
+        flags = zip(self.zero, self.labels, shape[new:], strict=True)
+        own = [flag and len(label) == size for flag, label, size in flags]
         return [size == 1 for size in shape[:new]] + own
 
 
@@ -97,23 +99,45 @@ class Propagation:
 
     ids: Ids
     node: fx.Node
+    batch: Label | None = None
     contractions: list[Contraction] = field(default_factory=list)
     resizes: dict[fx.Node, Resize] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
 
     def where(self) -> str:
         """'operator in module', for messages."""
-        name = getattr(self.node.target, "_opname", None) or str(self.node.target)
+        name = str(getattr(self.node.target, "_opname", None) or self.node.target)
+        name = name.removeprefix("native_").strip("_")
         module = module_of(self.node)
-        return f"{name} in {module!r}" if module else str(name)
+        return f"{name} in {module!r}" if module else name
 
     def unify(self, first: Label, second: Label) -> None:
         """Tie two dimensions of equal size."""
-        self.ids.unify(first, second, f"tied to something that cannot shrink, such as the network's input, by {self.where()}")
+        self.ids.unify(first, second, self.where())
+
+    def split(self, label: Label, sizes: Sequence[int]) -> list[Label]:
+        """Labels of the dimensions that ``label`` is viewed as."""
+        return self.ids.split(label, sizes, self.where())
 
     def pin(self, label: Label, why: str) -> None:
-        """Forbid removal along ``label``; ``why`` is a phrase such as 'normalised over'."""
+        """Forbid removal along ``label``; ``why`` is a phrase such as 'is normalised over'."""
         self.ids.pin(label, f"{why} by {self.where()}")
+
+    def fix(self, label: Label) -> None:
+        """Forbid removal along a dimension that nobody looks for among the axes, such as the taps of a kernel."""
+        self.ids.pin(label, "")
+
+    def removable(self, label: Label) -> bool:
+        """Whether some position may still go, the examples of the batch aside."""
+        rows = self.ids.norm(label)
+        if not rows.shape[1] or self.batch is None:
+            return bool(rows.shape[1])
+        return bool((~np.isin(rows, [0, *self.ids.norm(self.batch).ravel()])).any())
+
+    def settled(self, value: Value) -> Value:
+        """The value with the flag set along every dimension of which nothing is removable."""
+        flags = zip(value.zero, value.labels, strict=True)
+        return Value.of(value.labels, [flag or not self.removable(label) for flag, label in flags])
 
     def contract(self, *dims: Label, factor: int = 1) -> None:
         """Note that the operator multiplies once per combination of ``dims``, ``factor`` times."""
@@ -136,7 +160,23 @@ class Propagation:
 
 @dataclass(frozen=True)
 class LabelledGraph:
-    """A graph with a label on every dimension of every tensor in it."""
+    """A graph with a label on every dimension of every tensor in it.
+
+    Attributes
+    ----------
+    graph, ids
+        The recorded network, and what is known about the ids in its labels.
+    values
+        Node -> :class:`Value`, or a list of values for an operator with several outputs.
+    contractions
+        Every multiplication, in the order of execution.
+    resizes
+        How the size arguments of an operator follow the kept widths.
+    batch
+        Ids of the examples of the batch; none where the batch could not be told from other dimensions.
+    unknown
+        Operators without a rule, each with the first module that ran it.
+    """
 
     graph: Graph
     ids: Ids
@@ -164,10 +204,13 @@ def propagate(graph: Graph, model: nn.Module, rules: Mapping[Any, Rule]) -> Labe
     """
     ids = Ids()
     values: dict[fx.Node, Any] = {}
-    state = Propagation(ids, next(iter(graph.module.graph.nodes)))
-    named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    shared: dict[Any, Value] = {}
     batch_label = _batch_label(graph, ids)
+    state = Propagation(ids, next(iter(graph.module.graph.nodes)), batch_label)
+    named = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    shared: dict[Any, Value] = {}
     for node in graph.module.graph.nodes:
         state.node = node
         if node.op == "placeholder" and node.name in graph.tensors:
@@ -177,7 +220,7 @@ def propagate(graph: Graph, model: nn.Module, rules: Mapping[Any, Rule]) -> Labe
                 shared[key] = _fresh_value(ids, tensor)
             values[node] = shared[key]
         elif node.op in ("placeholder", "get_attr"):
-            values[node] = _input_value(node, graph, batch_label)
+            values[node] = _input_value(node, graph, ids, batch_label)
         elif node.op == "call_function":
             values[node] = _apply(state, rules, values)
         elif node.op == "output":
@@ -202,7 +245,10 @@ def _apply(state: Propagation, rules: Mapping[Any, Rule], values: dict[fx.Node, 
         rule = rules[torch.Tag.pointwise]
     if rule is None:
         return _unknown(state, args, kwargs)
-    return rule(state, *args, **kwargs)
+    made = rule(state, *args, **kwargs)
+    if isinstance(made, list):
+        return [state.settled(value) if isinstance(value, Value) else value for value in made]
+    return state.settled(made) if isinstance(made, Value) else made
 
 
 def _unknown(state: Propagation, args: Any, kwargs: Any) -> Any:
@@ -233,7 +279,8 @@ def _storage(tensor: Tensor) -> Any:
     """What two names of one parameter have in common."""
     if tensor.device.type == "meta":
         return id(tensor)
-    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    storage = tensor.untyped_storage().data_ptr()
+    return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
 def _fresh_value(ids: Ids, tensor: Tensor) -> Value:
@@ -252,28 +299,28 @@ def _pin_partial_shares(ids: Ids, named: Mapping[str, Tensor], shared: dict[Any,
     for keys in views.values():
         for key in keys if len(keys) > 1 else ():
             for label in shared[key].labels:
-                ids.pin(label, "is one of several views of the same memory")
+                ids.pin(label, "belongs to one of several views of the same memory")
 
 
 def _batch_label(graph: Graph, ids: Ids) -> Label | None:
-    """Ids for the leading dimension that all tensor inputs share, if they share one above 1."""
-    shapes = [
-        tuple(node.meta["val"].shape)
-        for node in graph.module.graph.nodes
-        if node.op == "placeholder" and node.name in graph.inputs and isinstance(node.meta.get("val"), Tensor)
-    ]
-    sizes = {int(shape[0]) for shape in shapes if shape}
-    return ids.fresh(sizes.pop()) if len(sizes) == 1 and sizes != {1} else None
+    """Ids for the leading dimension of the first tensor input, if it is above 1; the others may share it."""
+    for node in graph.module.graph.nodes:
+        recorded = node.meta.get("val")
+        if node.op == "placeholder" and node.name in graph.inputs and isinstance(recorded, Tensor) and recorded.ndim:
+            return ids.fresh(int(recorded.shape[0])) if recorded.shape[0] > 1 else None
+    return None
 
 
-def _input_value(node: fx.Node, graph: Graph, batch_label: Label | None) -> Any:
+def _input_value(node: fx.Node, graph: Graph, ids: Ids, batch_label: Label | None) -> Any:
     recorded = node.meta.get("val")
     if recorded is None and node.name in graph.constants:
         recorded = graph.constants[node.name]
     if not isinstance(recorded, Tensor):
         return recorded
-    labels = [empty_label(int(size)) for size in recorded.shape]
-    if node.name in graph.inputs and labels and batch_label is not None:
+    is_input = node.name in graph.inputs
+    reason = "is an input of the network" if is_input else "is a constant in the network's code"
+    labels = [ids.fixed(int(size), reason) for size in recorded.shape]
+    if is_input and labels and batch_label is not None and len(batch_label) == len(labels[0]):
         labels[0] = batch_label
     return Value.of(labels)
 
@@ -283,4 +330,3 @@ def _pin_output(ids: Ids, value: Value, batch_label: Label | None) -> None:
     for label in value.labels:
         rows = ids.norm(label)
         ids.pin(np.where(np.isin(rows, batch), 0, rows), "is an output of the network")
-

@@ -41,7 +41,10 @@ def shrink_tensors(model: nn.Module, structures: Structures, selection: np.ndarr
     """Replace every parameter and buffer of ``model`` by its kept rows; tied names stay tied."""
     sizes = Sizes()
     rows = structures.kept_rows(selection)
-    named = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    named: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     first_name = {id(tensor): name for name, tensor in reversed(list(named.items()))}
     cut: dict[str, Tensor] = {}
     for name, tensor in named.items():
@@ -50,8 +53,8 @@ def shrink_tensors(model: nn.Module, structures: Structures, selection: np.ndarr
             continue
         if first not in cut:
             cut[first] = _cut(tensor, rows[first])
-        for kept in rows[first]:
-            sizes.note(name, len(kept), int(kept.sum()))
+        for mask in rows[first]:
+            sizes.note(name, len(mask), int(mask.sum()))
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         if leaf in module._parameters:

@@ -34,14 +34,14 @@ def attention(
     in a group. The default scale depends on the head dimension, so the dense network's scale is written down.
     """
     contract_activations(state, query, key, -1, -1)
-    state.pin(key.labels[-2], "attended over")
+    state.pin(key.labels[-2], "is attended over")
     state.unify(key.labels[-2], value.labels[-2])
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         group = query.shape[-3] // key.shape[-3]
-        head, inside = state.ids.split(query.labels[-3], [key.shape[-3], group], f"grouped by {state.where()}")
+        head, inside = state.split(query.labels[-3], [key.shape[-3], group])
         state.unify(head, key.labels[-3])
         state.unify(key.labels[-3], value.labels[-3])
-        state.pin(inside, "shares key heads")
+        state.pin(inside, "is a share of a key head's queries, kept whole")
         batch = (*broadcast(state, *(Value.of(x.labels[:-3]) for x in (query, key, value))), query.labels[-3])
     else:
         batch = broadcast(state, *(Value.of(x.labels[:-2]) for x in (query, key, value)))
@@ -51,7 +51,8 @@ def attention(
     state.contract(*batch, query.labels[-2], key.labels[-2], query.labels[-1])
     state.contract(*batch, query.labels[-2], key.labels[-2], value.labels[-1])
     _bake_scale(state, query, scale)
-    zero = (*(value.zero[: len(batch)] if len(value.zero) == len(batch) + 2 else [False] * len(batch)), False, value.zero[-1])
+    heads = value.zero[: len(batch)] if len(value.zero) == len(batch) + 2 else (False,) * len(batch)
+    zero = (*heads, False, value.zero[-1])
     out = Value.of((*batch, query.labels[-2], value.labels[-1]), zero)
     recorded = state.node.meta["val"]
     return out if not isinstance(recorded, (tuple, list)) else [out, Value.of((*batch, query.labels[-2]), zero=False)]
@@ -68,7 +69,13 @@ def _bake_scale(state: Propagation, query: Value, scale: float | None) -> None:
 
 
 def flash_attention_cpu(
-    state: Propagation, query: Value, key: Value, value: Value, dropout: float = 0.0, is_causal: bool = False, **kwargs: Any
+    state: Propagation,
+    query: Value,
+    key: Value,
+    value: Value,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    **kwargs: Any,
 ) -> Any:
     """The fused CPU operator that a recorded forward pass shows instead."""
     return attention(state, query, key, value, kwargs.get("attn_mask"), dropout, is_causal, scale=kwargs.get("scale"))

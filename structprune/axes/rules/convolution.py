@@ -34,8 +34,10 @@ def convolution(
     """
     out_dim, in_dim = (1, 0) if transposed else (0, 1)
     taps = weight.labels[2:]
-    for label in (*taps, *value.labels[2:]):
-        state.pin(label, "convolved")
+    for label in taps:
+        state.fix(label)
+    for label in value.labels[2:]:
+        state.pin(label, "is convolved over")
     shape = state.shapes()[0]
     if groups == 1:
         state.unify(value.labels[1], weight.labels[in_dim])
@@ -55,16 +57,15 @@ def _pixels(shape: tuple[int, ...], value: Value, taps: Any, transposed: bool) -
 
 
 def _grouped(state: Propagation, value: Value, weight: Value, groups: int, transposed: bool, factor: int) -> Any:
-    why = f"grouped by {state.where()}"
     per_group_in = value.shape[1] // groups
-    group, inside = state.ids.split(value.labels[1], [groups, per_group_in], why)
+    group, inside = state.split(value.labels[1], [groups, per_group_in])
     if transposed:
         state.unify(value.labels[1], weight.labels[0])
         outside = weight.labels[1]
         out = merge_labels([group, outside])
     else:
         out = weight.labels[0]
-        out_group, outside = state.ids.split(out, [groups, len(out) // groups], why)
+        out_group, outside = state.split(out, [groups, len(out) // groups])
         state.unify(group, out_group)
         state.unify(inside, weight.labels[1])
     state.contract(value.labels[0], group, inside, outside, factor=factor)

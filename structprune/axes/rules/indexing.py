@@ -50,7 +50,7 @@ def slice_(
 
 def select(state: Propagation, value: Value, dim: int, index: int) -> Value:
     """Select: the dropped dimension stays whole, or the index would mean another entry."""
-    state.pin(value.labels[dim], "indexed by a constant")
+    state.pin(value.labels[dim], "is indexed by a constant")
     dim %= len(value.labels)
     return Value.of(value.labels[:dim] + value.labels[dim + 1 :], value.zero[:dim] + value.zero[dim + 1 :])
 
@@ -75,7 +75,7 @@ def split(state: Propagation, value: Value, sizes: int | Sequence[int], dim: int
 
     state.resize(rewrite)
     if all(size == 1 for size in sizes):  # what unbind becomes: each piece is squeezed to one entry
-        state.pin(label, "taken apart entry by entry")
+        state.pin(label, "is taken apart entry by entry")
     return [_replace(value, dim, part) for part in parts]
 
 
@@ -88,7 +88,7 @@ def index(state: Propagation, value: Value, indices: Sequence[Value | None]) -> 
     """Advanced indexing by tensors: the indexed dimensions stay whole."""
     given = [d for d, by in enumerate(indices) if by is not None]
     for d in given:
-        state.pin(value.labels[d], "indexed by a tensor")
+        state.pin(value.labels[d], "is indexed by a tensor")
     for by in indices:
         for label in by.labels if by is not None else ():
             state.pin(label, "holds indices used")
@@ -104,14 +104,14 @@ def index(state: Propagation, value: Value, indices: Sequence[Value | None]) -> 
 
 def index_select(state: Propagation, value: Value, dim: int, by: Value) -> Value:
     """Index one dimension by a tensor."""
-    state.pin(value.labels[dim], "indexed by a tensor")
+    state.pin(value.labels[dim], "is indexed by a tensor")
     return _replace(value, dim, empty_label(state.shapes()[0][dim]))
 
 
 def gather(state: Propagation, value: Value, dim: int, by: Value, **kwargs: Any) -> Value:
     """Gather: positions along every dimension matter."""
     for label in (*value.labels, *by.labels):
-        state.pin(label, "gathered")
+        state.pin(label, "is gathered from")
     return state.empty()
 
 
@@ -128,7 +128,7 @@ def pad(state: Propagation, value: Value, pads: Sequence[int], fill: Any = 0) ->
         d = len(labels) - 1 - pair
         before, after = pads[2 * pair], pads[2 * pair + 1]
         if before < 0 or after < 0:
-            state.pin(labels[d], "cropped")
+            state.pin(labels[d], "is cropped")
         inner = labels[d][max(-before, 0) : len(labels[d]) - max(-after, 0)]
         labels[d] = stack_rows([empty_label(max(before, 0)), inner, empty_label(max(after, 0))])
     return Value.of(labels, value.zero)
@@ -138,18 +138,18 @@ def shifted(state: Propagation, value: Value, *args: Any, **kwargs: Any) -> Valu
     """Roll and flip: positions matter along the moved dimensions."""
     dims = args[-1] if args else kwargs.get("dims", [])
     for d in dims if isinstance(dims, (list, tuple)) and dims else range(len(value.labels)):
-        state.pin(value.labels[d], "moved by position")
+        state.pin(value.labels[d], "is moved by position")
     return value
 
 
 def sorted_(state: Propagation, value: Value, *args: Any, **kwargs: Any) -> list[Value]:
     """Sort, topk and the like: every dimension stays whole."""
     for label in value.labels:
-        state.pin(label, "sorted")
+        state.pin(label, "is sorted")
     return [Value.of([empty_label(size) for size in shape], zero=False) for shape in state.shapes()]
 
 
-RULES = {
+RULES: dict[Any, Any] = {
     aten.slice: slice_,
     aten.select: select,
     aten.unbind: unbind,

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from structprune.axes.labels import Label
 from structprune.axes.propagate import Propagation, Value
 from structprune.axes.rules.pointwise import add, mul
 
@@ -19,7 +18,7 @@ def linear(state: Propagation, value: Value, weight: Value, bias: Value | None =
     """Linear: contract the last dimension with the weight's second."""
     state.unify(value.labels[-1], weight.labels[1])
     if not (weight.zero[1] or value.zero[-1]):
-        state.pin(value.labels[-1], "not zero where it is masked, yet contracted")
+        state.pin(value.labels[-1], "is not zero where it is masked, yet contracted")
     out = weight.labels[0]
     if bias is not None:
         state.unify(out, bias.labels[0])
@@ -32,7 +31,7 @@ def contract_activations(state: Propagation, first: Value, second: Value, a: int
     """Tie contracted dimensions; one of the two factors must be zero where it is masked."""
     state.unify(first.labels[a], second.labels[b])
     if not (first.zero[a] or second.zero[b]):
-        state.pin(first.labels[a], "not zero where it is masked, yet contracted")
+        state.pin(first.labels[a], "is not zero where it is masked, yet contracted")
 
 
 def matmul(state: Propagation, first: Value, second: Value) -> Value:
@@ -73,4 +72,3 @@ RULES = {
     aten.baddbmm: addmm,
     aten.dot: dot,
 }
-

@@ -31,10 +31,10 @@ def layer_norm(
 ) -> Any:
     """Layer norm: its statistics run over the axis, which therefore stays whole."""
     for offset, label in enumerate(value.labels[len(value.labels) - len(shape) :]):
-        state.pin(label, "normalised over")
+        state.pin(label, "is normalised over")
         for vector in (weight, bias):
             if isinstance(vector, Value):
-                state.pin(vector.labels[offset], "normalised over")
+                state.pin(vector.labels[offset], "is normalised over")
     out = Value.of(value.labels, zero=False)
     if not isinstance(state.node.meta["val"], (tuple, list)):
         return out
@@ -55,8 +55,8 @@ def group_norm(
 ) -> list[Value]:
     """Group norm: statistics run inside a group, so only whole groups go."""
     per_group = channels // groups
-    group, inside = state.ids.split(value.labels[1], [groups, per_group], f"grouped by {state.where()}")
-    state.pin(inside, "normalised over")
+    group, inside = state.split(value.labels[1], [groups, per_group])
+    state.pin(inside, "is normalised over")
     for vector in (weight, bias):
         if vector is not None:
             state.unify(value.labels[1], vector.labels[0])

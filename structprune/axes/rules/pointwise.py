@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from structprune.axes.labels import Label, empty_label
+from structprune.axes.labels import Label
 from structprune.axes.propagate import Propagation, Value
 
 __all__ = ["RULES", "broadcast"]
@@ -15,25 +15,28 @@ aten = torch.ops.aten
 
 KEEPS_ZERO = {  # f(0) = 0
     *(aten.relu, aten.gelu, aten.silu, aten.tanh, aten.sin, aten.tan, aten.neg, aten.abs, aten.sqrt, aten.leaky_relu),
-    *(aten.elu, aten.hardswish, aten.mish, aten.erf, aten.expm1, aten.log1p, aten.round, aten.floor, aten.ceil, aten.trunc),
-    *(aten.sign, aten.asin, aten.atan, aten.sinh, aten.asinh, aten.atanh, aten.celu, aten.selu, aten.relu6, aten.square),
-    *(aten.alias, aten.clone, aten._to_copy, aten.detach, aten.contiguous, aten.dropout, aten.lift_fresh_copy, aten.copy),
-    aten.prelu,
+    *(aten.elu, aten.hardswish, aten.mish, aten.erf, aten.expm1, aten.log1p, aten.round, aten.floor, aten.ceil),
+    *(aten.sign, aten.asin, aten.atan, aten.sinh, aten.asinh, aten.atanh, aten.celu, aten.selu, aten.relu6),
+    *(aten.alias, aten.clone, aten._to_copy, aten.detach, aten.contiguous, aten.dropout, aten.lift_fresh_copy),
+    *(aten.trunc, aten.square, aten.prelu),
 }
+POLES = {aten.rsqrt, aten.reciprocal, aten.log, aten.log2, aten.log10, aten.digamma, aten.lgamma}  # f(0) is infinite
 
 
 def broadcast(state: Propagation, *values: Value) -> tuple[Label, ...]:
-    """Right-align the operands, tie dimensions of equal size, skip those of size 1."""
+    """Right-align the operands, tie dimensions of equal size; one entry that meets many of them must stay."""
     rank = max((len(value.labels) for value in values), default=0)
-    labels: list[Label] = [empty_label(1)] * rank
-    for value in values:
-        for offset, label in enumerate(value.labels, start=rank - len(value.labels)):
-            if len(label) == 1:
-                continue
-            if len(labels[offset]) == 1:
-                labels[offset] = label
-            else:
-                state.unify(labels[offset], label)
+    labels: list[Label] = []
+    for back in range(rank, 0, -1):
+        met = [value.labels[-back] for value in values if len(value.labels) >= back]
+        full = [label for label in met if len(label) > 1] or met
+        for label in met:
+            if label is not full[0]:
+                if len(label) == len(full[0]):
+                    state.unify(full[0], label)
+                else:
+                    state.pin(label, "is one entry that is broadcast")
+        labels.append(full[0])
     return tuple(labels)
 
 
@@ -52,10 +55,26 @@ def _operands(args: tuple[Any, ...]) -> list[Value]:
 def elementwise(state: Propagation, *args: Any, **kwargs: Any) -> Value:
     """Any pointwise operator: zero where masked only if every operand is and f(0) = 0."""
     operands = _operands((*args, *kwargs.values()))
+    packet = getattr(state.node.target, "overloadpacket", None)
+    if packet in POLES:
+        _pin_zeros(state, operands[0])
     labels = broadcast(state, *operands)
-    if getattr(state.node.target, "overloadpacket", None) not in KEEPS_ZERO:
+    if packet not in KEEPS_ZERO:
         return Value.of(labels, zero=False)
     return Value.of(labels, operands[0].zero_in(_shape(labels)))
+
+
+def _pin_zeros(state: Propagation, value: Value) -> None:
+    """Where masking gives a division by zero, the masked network computes nothing that could be compared with."""
+    for label, zero in zip(value.labels, value.zero, strict=True):
+        if zero and state.removable(label):
+            state.pin(label, "would be zero where it is masked, yet divided by")
+
+
+def copy(state: Propagation, target: Value, source: Value, *args: Any) -> Value:
+    """Copy into the shape of another tensor."""
+    labels = broadcast(state, target, source)
+    return Value.of(labels, source.zero_in(_shape(labels)))
 
 
 def add(state: Propagation, first: Any, second: Any, **kwargs: Any) -> Value:
@@ -78,6 +97,8 @@ def mul(state: Propagation, first: Any, second: Any) -> Value:
 
 def div(state: Propagation, first: Any, second: Any, **kwargs: Any) -> Value:
     """Quotient: zero where the numerator is."""
+    if isinstance(second, Value):
+        _pin_zeros(state, second)
     labels = broadcast(state, *_operands((first, second)))
     return Value.of(labels, first.zero_in(_shape(labels)) if isinstance(first, Value) else False)
 
@@ -87,6 +108,8 @@ def power(state: Propagation, base: Any, exponent: Any) -> Value:
     labels = broadcast(state, *_operands((base, exponent)))
     if isinstance(base, Value) and isinstance(exponent, (int, float)) and exponent > 0:
         return Value.of(labels, base.zero)
+    if isinstance(base, Value) and not (isinstance(exponent, (int, float)) and exponent == 0):
+        _pin_zeros(state, base)
     return Value.of(labels, zero=False)
 
 
@@ -113,9 +136,10 @@ def where(state: Propagation, condition: Value, first: Any, second: Any) -> Valu
     return Value.of(labels, _all(branches, labels))
 
 
-RULES = {
+RULES: dict[Any, Any] = {
     torch.Tag.pointwise: elementwise,
     **dict.fromkeys(KEEPS_ZERO, elementwise),
+    aten.copy: copy,
     aten.add: add,
     aten.sub: add,
     aten.mul: mul,

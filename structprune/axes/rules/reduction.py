@@ -23,7 +23,7 @@ def reduce(state: Propagation, value: Value, dims: Any = None, *args: Any, **kwa
     else:
         reduced = {d % rank for d in ([dims] if isinstance(dims, int) else dims)} if rank else set()
     for d in reduced:
-        state.pin(value.labels[d], "reduced over")
+        state.pin(value.labels[d], "is reduced over")
     kept = [d for d in range(rank) if d not in reduced]
     results = []
     for shape in state.shapes():
@@ -54,13 +54,13 @@ def var(state: Propagation, value: Value, dims: Any = None, *args: Any, **kwargs
 
 def softmax(state: Propagation, value: Value, dim: int, *args: Any, **kwargs: Any) -> Value:
     """Softmax: its own dimension stays whole, and a masked row is not zero but uniform."""
-    state.pin(value.labels[dim], "normalised over")
+    state.pin(value.labels[dim], "is normalised over")
     return Value.of(value.labels, zero=False)
 
 
 def scan(state: Propagation, value: Value, dim: int, *args: Any, **kwargs: Any) -> Value:
     """Cumulative operators: their own dimension stays whole."""
-    state.pin(value.labels[dim], "accumulated over")
+    state.pin(value.labels[dim], "is accumulated over")
     return value
 
 
@@ -70,11 +70,9 @@ def pool(state: Propagation, value: Value, *args: Any, **kwargs: Any) -> Any:
     rank = len(value.labels)
     spatial = max(rank - 2, 1)
     for label in value.labels[rank - spatial :]:
-        state.pin(label, "pooled or resized")
-    results = [
-        Value.of((*value.labels[: rank - spatial], *(empty_label(size) for size in shape[rank - spatial :])), value.zero)
-        for shape in shapes
-    ]
+        state.pin(label, "is pooled or resized")
+    kept = value.labels[: rank - spatial]
+    results = [Value.of((*kept, *map(empty_label, shape[rank - spatial :])), value.zero) for shape in shapes]
     return results if isinstance(state.node.meta["val"], (tuple, list)) else results[0]
 
 

@@ -33,7 +33,6 @@ def _view_sizes(keep: Keep, labels: Sequence[Label]) -> list[Any]:
 
 
 def _reshape(state: Propagation, value: Value, shape: Sequence[int]) -> tuple[list[Label], list[bool]]:
-    why = f"split unevenly by {state.where()}"
     labels = value.labels
     out: list[Label] = []
     zero: list[bool] = []
@@ -56,10 +55,18 @@ def _reshape(state: Propagation, value: Value, shape: Sequence[int]) -> tuple[li
         taken = [labels[k] for k in run_in if k < len(labels)]
         if sizes == [len(label) for label in taken]:
             out.extend(taken)
-        elif sizes:
-            out.extend(state.ids.split(merge_labels(taken), sizes, why))
+        elif not sizes:
+            _drop(state, taken)
+        else:
+            out.extend(state.split(merge_labels(taken), sizes))
         zero.extend([all(value.zero[k] for k in run_in if k < len(labels))] * len(sizes))
     return out, zero
+
+
+def _drop(state: Propagation, labels: Sequence[Label]) -> None:
+    """Dimensions of size 1 that vanish: their one position must stay."""
+    for label in labels:
+        state.pin(label, "is taken out as a single entry")
 
 
 def permute(state: Propagation, value: Value, order: Sequence[int]) -> Value:
@@ -92,6 +99,7 @@ def squeeze(state: Propagation, value: Value, dims: Any = None) -> Value:
     else:
         dropped = {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
     kept = [d for d, label in enumerate(value.labels) if d not in dropped or len(label) != 1]
+    _drop(state, [label for d, label in enumerate(value.labels) if d not in kept])
     return permute(state, value, kept)
 
 
@@ -105,6 +113,8 @@ def expand(state: Propagation, value: Value, sizes: Sequence[Any], **kwargs: Any
         old = value.labels[d - new] if d >= new else None
         grows = old is None or (len(old) == 1 and size > 1)
         grown.append(grows)
+        if grows and old is not None:
+            _drop(state, [old])
         labels.append(state.ids.fresh(size) if grows and size > 1 else (empty_label(size) if old is None else old))
     source = state.node.args[0]
 
@@ -117,13 +127,27 @@ def expand(state: Propagation, value: Value, sizes: Sequence[Any], **kwargs: Any
 
 
 def repeat(state: Propagation, value: Value, repeats: Sequence[int]) -> Value:
-    """Tile: repeated entries carry the ids of the entry they repeat."""
+    """Tile: repeated entries carry the ids of the entry they repeat; dimensions that grow from 1 are expanded."""
     new = len(repeats) - len(value.labels)
     padded = [empty_label(1)] * new + list(value.labels)
-    labels = []
+    labels, grown = [], []
     for label, times in zip(padded, repeats, strict=True):
-        labels.append(label if times == 1 else merge_labels([empty_label(times), label]))
-    return Value.of(labels, [True] * new + list(value.zero))
+        grows = len(label) == 1 and times > 1
+        grown.append(grows)
+        if grows:
+            _drop(state, [label])
+            labels.append(state.ids.fresh(times))
+        else:
+            labels.append(label if times == 1 else merge_labels([empty_label(times), label]))
+    source = state.node.args[0]
+
+    def rewrite(keep: Keep) -> Call:
+        sizes = zip(labels, repeats, grown, strict=True)
+        return Call(aten.repeat.default, (source, [keep.size(x) if grows else times for x, times, grows in sizes]), {})
+
+    state.resize(rewrite)
+    flags = zip([*[True] * new, *value.zero], grown, strict=True)
+    return Value.of(labels, [flag and not grows for flag, grows in flags])
 
 
 def cat(state: Propagation, values: Sequence[Value], dim: int = 0) -> Value:
