@@ -46,7 +46,7 @@ def cost_rows(
     compiled: Compiled,
     example: Example,
 ) -> tuple[tuple[CostRow, ...], tuple[str, ...]]:
-    """One row per resource, predicted beside counted on the compiled network, and notes on what was not counted."""
+    """One row per resource, predicted beside counted on the compiled network, and notes on what does not agree."""
     notes: tuple[str, ...] = ()
     counted: dict[str, int] = {}
     if compiled.built_as != "masked":
@@ -66,6 +66,12 @@ def cost_rows(
         )
         for name, terms in costs.items()
     )
+    for row in rows:
+        if row.counted is not None and row.counted != row.predicted:
+            notes += (
+                f"{row.predicted} {row.resource} were predicted and {row.counted} counted: the compiled network does "
+                "not run quite the recorded operators",
+            )
     return rows, notes
 
 
@@ -100,8 +106,9 @@ def latency_row(task: Task, after: nn.Module, rounds: int) -> LatencyRow:
     )
 
 
-def quality(stages: Mapping[str, nn.Module], data: object, task: Task) -> tuple[tuple[QualityRow, ...], dict | None]:
+def quality(stages: Mapping[str, nn.Module], task: Task) -> tuple[tuple[QualityRow, ...], dict | None]:
     """Mean loss and accuracy of every stage, and recall by stage and class where there are classes."""
+    data = task.data if task.validation is None else task.validation
     if data is None or task.loss is None:
         return (), None
     rows, recalls = [], {}

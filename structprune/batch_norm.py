@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from structprune.axes.sweep import Sweep, sweep
 from structprune.structures import Structures
-from structprune.tensors import named_tensors
+from structprune.tensors import named_tensors, under_every_name
 
 __all__ = ["recalibrate"]
 
@@ -32,7 +32,7 @@ def recalibrate(
     if labelled is None or not nodes:
         return {}
     named = named_tensors(model)
-    masks = structures.masks(selection)
+    masks = under_every_name(structures.masks(selection), model)
     weights = {
         name: tensor.detach() * masks[name].to(tensor.device) if name in masks else tensor.detach()
         for name, tensor in named.items()

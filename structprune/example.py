@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from structprune.axes import Example, as_example
-from structprune.data import device_of
+from structprune.data import batch_size, device_of, eval_mode
 
 __all__ = ["find_example"]
 
@@ -19,6 +19,8 @@ IMAGE = 64  # pixels: small, and enough for five halvings
 
 def find_example(model: nn.Module, example: Any, data: Iterable[Any] | None) -> Example:
     """The arguments given, else the first two examples of the data, else what the model itself tells.
+
+    The model is left untouched: guesses are tried in evaluation mode, which keeps batch norm's statistics.
 
     A model may tell by ``dummy_inputs`` (transformers), by ``default_cfg['input_size']`` (timm), or by a first
     layer that is linear or a convolution.
@@ -33,7 +35,7 @@ def find_example(model: nn.Module, example: Any, data: Iterable[Any] | None) -> 
         return _moved(as_example(example), device)
     if data is not None:
         inputs = next(iter(data))[0]
-        size = next(len(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim)
+        size = batch_size(inputs)
         few = pytree.tree_map(
             lambda leaf: leaf[:2] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size else leaf, inputs
         )
@@ -41,7 +43,7 @@ def find_example(model: nn.Module, example: Any, data: Iterable[Any] | None) -> 
     for guess in _guesses(model):
         candidate = _moved(as_example(guess), device)
         try:
-            with torch.no_grad():
+            with eval_mode(model), torch.no_grad():
                 model(*candidate.args, **candidate.kwargs)
         except Exception:  # a guess that does not fit is no error
             continue

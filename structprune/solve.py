@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from solvers.allocation import Allocation
+from solvers.bounds.boxes import least_reachable
 from solvers.problem import SelectionProblem, Term
 from solvers.result import Result
 from structprune import account
@@ -16,10 +19,10 @@ from structprune.batch_norm import recalibrate
 from structprune.budget import Budget
 from structprune.compile import compile
 from structprune.costs import costs
-from structprune.criteria import LayerReconstruction, Magnitude
+from structprune.criteria import Fisher, LayerReconstruction, Magnitude
 from structprune.criteria.gradients import batches
 from structprune.criteria.scores import Criterion, Data, Scores
-from structprune.data import Loss, batch_size
+from structprune.data import Loss, batch_size, device_of
 from structprune.errors import InfeasibleBudgetError
 from structprune.finetune import FineTune
 from structprune.latency import latency_ns, measure
@@ -97,13 +100,15 @@ def solve(
     example
         Arguments of one forward call; taken from ``data`` or inferred from the model where possible.
     criterion
-        What a structure is worth; by default layer reconstruction with data, group magnitude without.
+        What a structure is worth; by default layer reconstruction with data (for blocks, kernels and N:M, whose maps
+        it does not refit, Fisher loss), group magnitude without.
     solver
         Chooses how much each axis keeps; by default :class:`solvers.allocation.Allocation`.
     finetune
         Train the result on ``data`` for a few epochs.
     validation
-        Batches on which the report measures quality; by default ``data``, which the report then says.
+        Batches on which the report measures quality; by default ``data``, which the report then says. Without
+        ``data`` they serve the report alone.
     seed
         For everything that is drawn; equal seeds give equal results on one machine.
     progress
@@ -121,72 +126,121 @@ def solve(
         If the network cannot be read or rebuilt, or an argument is not what it must be.
     """
     phases = Phases(progress)
-    task = checked_task(model, budget, structures, data, loss, example)
-    _check_needs(task, method, finetune)
-    criterion = criterion or (Magnitude() if data is None else LayerReconstruction(seed=seed))
-    solver = solver or Allocation(seed=seed)
+    task = checked_task(model, budget, structures, data, loss, example, validation)
+    _check_parts(task, method, criterion, solver, finetune)
+    with _seeded(seed, device_of(model)):
+        return _line(task, budget, structures, method, criterion, solver, finetune, seed, phases)
 
+
+def _line(
+    task: Task,
+    budget: Budget,
+    structures: Structures | None,
+    method: Method | None,
+    criterion: Criterion | None,
+    solver: Solver | None,
+    finetune: FineTune | None,
+    seed: int,
+    phases: Phases,
+) -> Pruned:
     with phases.phase("tracing"):
-        structures = structures or channels(model, task.example)
+        structures = structures or channels(task.model, task.example)
     with phases.phase("costs"):
         terms = _costs(structures, task, budget)
         full = [axis.size for axis in structures.axes]
         limits = budget.limits({name: account.amount(of, structures, full) for name, of in terms.items()})
+    criterion = criterion or _default_criterion(structures, task, seed)
+    solver = solver or Allocation(seed=seed)
 
     def problem_of(scores: Scores) -> SelectionProblem:
         return selection_problem(structures, scores, terms, limits)
 
     def allocate(scores: Scores) -> Result:
-        return _feasible(solver.solve(problem_of(scores)))[0]
+        problem = problem_of(scores)
+        return _checked(solver.solve(problem), problem)[0]
 
-    trained = model
+    _check_reachable(problem_of(Scores(np.zeros(structures.n))))
+    trained = task.model
     if method is None:
         with phases.phase("scoring"):
-            scores = criterion(model, structures, task.data, task.loss).check(structures)
+            scores = _scores(criterion(trained, structures, task.data, task.loss), criterion, structures)
     else:
         with phases.phase("training"):
-            trained, scores = method(model, structures, allocate, task, seed, progress)
+            trained, scores = method(trained, structures, allocate, task, seed, phases.visible)
+            scores = _scores(scores, method, structures)
     with phases.phase("allocation"):
         problem = problem_of(scores)
-        result, selection = _feasible(solver.solve(problem))
+        result, selection = _checked(solver.solve(problem), problem)
     with phases.phase("re-fit"):
         refit = _refit(trained, structures, scores, selection, task)
     with phases.phase("compiling"):
         compiled = compile(trained, structures, selection, task.example, refit=refit)
 
-    stages = {"dense": model, "pruned": compiled.model}
-    notes = [*scores.notes, *compiled.notes]
+    stages = {"dense": task.model, "pruned": compiled.model}
+    notes = [*task.notes, *scores.notes, *compiled.notes]
     if finetune is not None and task.loss is not None:
         masks = structures.masks(selection) if compiled.built_as == "masked" else None
         with phases.phase("fine-tuning"):
-            tuned = finetune.run(compiled.model, task.data, task.loss, masks=masks, progress=progress)
+            tuned = finetune.run(compiled.model, task.data, task.loss, masks=masks, progress=phases.visible)
         stages["fine-tuned"] = tuned.model
         notes += tuned.notes
     final = list(stages.values())[-1]
     with phases.phase("measuring"):
         widths = structures.widths(selection)
-        rows, uncounted = account.cost_rows(structures, terms, limits, widths, compiled, task.example)
+        rows, differences = account.cost_rows(structures, terms, limits, widths, compiled, task.example)
         latency = account.latency_row(task, final, rounds=15)
-        measured = account.quality(stages, task.data if validation is None else validation, task)
-    if measured[0] and validation is None:
+        measured = account.quality(stages, task)
+    if measured[0] and task.validation is None:
         notes.append("quality is measured on the data that pruning used; pass validation= for held-out figures")
     report = account.report(
         *(task, structures, problem, scores, result, compiled),
-        criterion=type(criterion if method is None else method).__name__,
+        criterion=_name(criterion if method is None else method),
         rows=rows,
         latency=latency,
         measured=measured,
-        notes=[*notes, *uncounted],
+        notes=[*notes, *differences],
         seconds=phases.seconds,
         seed=seed,
     )
     return Pruned(final, structures, problem, result, report, task.example, compiled.built_as)
 
 
-def _check_needs(task: Task, method: Method | None, finetune: FineTune | None) -> None:
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Loaders that shuffle, and whatever else draws from torch's generators, do it from ``seed``; all is put back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _name(part: object) -> str:
+    """What a report calls a criterion or method: its class, or its own name where it is a function."""
+    return getattr(part, "__name__", type(part).__name__)
+
+
+def _check_parts(task: Task, method: object, criterion: object, solver: object, finetune: FineTune | None) -> None:
+    """Refuse parts of the wrong kind before any work is done."""
+    for what, part in (("method", method), ("criterion", criterion), ("solver", solver), ("finetune", finetune)):
+        fits = hasattr(part, "solve") if what == "solver" else hasattr(part, "run") or what != "finetune"
+        if part is not None and (isinstance(part, type) or not fits or (what == "criterion" and not callable(part))):
+            name = part.__name__ + " itself" if isinstance(part, type) else repr(part)
+            examples = {"criterion": "Magnitude()", "solver": "Allocation()", "finetune": "FineTune(epochs=2)"}
+            raise TypeError(f"Expected a {what} object. Got {name}. Pass {examples.get(what, 'an instance')}.")
     if task.data is None and (method is not None or finetune is not None):
         who = "method=" if method is not None else "finetune="
         raise ValueError(f"Expected data for {who}. Got None. Pass data=, batches of (inputs, targets).")
+
+
+def _default_criterion(structures: Structures, task: Task, seed: int) -> Criterion:
+    if task.data is None:
+        return Magnitude()
+    return LayerReconstruction(seed=seed) if structures.kind == "channels" else Fisher()
+
+
+def _scores(found: object, by: object, structures: Structures) -> Scores:
+    if not isinstance(found, Scores):
+        raise TypeError(f"Expected Scores from {_name(by)}. Got {type(found).__name__}. Return Scores(values).")
+    return found.check(structures)
 
 
 def _costs(structures: Structures, task: Task, budget: Budget) -> dict[str, tuple[Term, ...]]:
@@ -197,14 +251,34 @@ def _costs(structures: Structures, task: Task, budget: Budget) -> dict[str, tupl
     if "latency_ns" in budget.resources:
         dense = measure({"dense": task.model}, task.timing)["dense"].median_ns
         batch = batch_size((task.timing.args, dict(task.timing.kwargs)))
-        device = str(next(task.model.parameters()).device)
+        device = str(device_of(task.model))
         terms["latency_ns"] = latency_ns(structures, device=device, batch=batch, dense_ns=dense)
     return terms
 
 
-def _feasible(result: Result) -> tuple[Result, np.ndarray]:
-    if result.selection is None:
+def _check_reachable(problem: SelectionProblem) -> None:
+    """Refuse a cap below what keeping least takes, before the long work."""
+    least = least_reachable(problem)
+    for capacity in problem.capacities:
+        if least[capacity.resource] > capacity.limit:
+            resource, amount = capacity.resource, least[capacity.resource]
+            raise InfeasibleBudgetError(
+                f"Expected at least {amount} {resource}, which the smallest network still takes. "
+                f"Got {capacity.limit}. Pass Budget({resource}={amount}) or more."
+            )
+
+
+def _checked(result: Result, problem: SelectionProblem) -> tuple[Result, np.ndarray]:
+    """The result and its selection, if there is one and it is within budget."""
+    if result.selection is None or result.choice is None:
         raise InfeasibleBudgetError(result.termination.text)
+    found = problem.evaluate(result.choice)
+    if not found.feasible or not np.array_equal(problem.selection(result.choice), result.selection):
+        allowed = {capacity.resource: capacity.limit for capacity in problem.capacities}
+        raise ValueError(
+            f"Expected a solver whose choice is its selection and within {allowed}. Got one that uses "
+            f"{dict(found.used)}. Mend the solver, or use Allocation()."
+        )
     return result, result.selection
 
 

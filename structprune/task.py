@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from structprune.axes import Example, as_example
 from structprune.budget import Budget
-from structprune.data import Batches, Loss, batch_to, call, check_data, device_of, eval_mode, infer_loss
+from structprune.data import Batches, Loss, batch_to, call, check_data, device_of, eval_mode, infer_loss, tensors_in
 from structprune.example import find_example
 from structprune.structures import Structures
 from structprune.tensors import named_tensors
@@ -28,8 +28,12 @@ class Task:
         Arguments of one forward call, for tracing and for checking what is built.
     timing
         The batch that latency is measured on: the first of the data, or the example.
-    data, loss
-        None where the caller gave no data.
+    data, validation
+        What to learn from and what to measure quality on; None where the caller gave none.
+    loss
+        None where the caller gave none and no batch tells it.
+    notes
+        What was inferred and a reader should know.
     """
 
     model: nn.Module
@@ -37,10 +41,18 @@ class Task:
     timing: Example
     data: Batches | None
     loss: Loss | None
+    validation: Batches | None = None
+    notes: tuple[str, ...] = ()
 
 
 def checked_task(
-    model: nn.Module, budget: Budget, structures: Structures | None, data: Any, loss: Loss | None, example: Any
+    model: nn.Module,
+    budget: Budget,
+    structures: Structures | None,
+    data: Any,
+    loss: Loss | None,
+    example: Any,
+    validation: Any = None,
 ) -> Task:
     """Check types, finite weights, data and example, and complete what can be inferred.
 
@@ -56,27 +68,55 @@ def checked_task(
     _check_finite(model)
     if structures is not None:
         _check_structures(model, structures)
+    if loss is not None and not callable(loss):
+        raise TypeError(f"Expected loss to be a function of (output, target). Got {loss!r}. Pass F.cross_entropy.")
     batches = None if data is None else check_data(data)
-    found = find_example(model, example, batches)
-    timing = found
-    if batches is not None:
-        inputs, targets = batch_to(next(iter(batches)), device_of(model))
-        timing = as_example(inputs)
-        if loss is None:
-            with eval_mode(model), torch.no_grad():
-                loss = infer_loss(call(model, inputs), targets)
-    return Task(model, found, timing, batches, loss)
+    held_out = None if validation is None else check_data(validation)
+    source = batches if batches is not None else held_out
+    found = find_example(model, example, source)
+    if source is None:
+        notes = () if example is not None else (_inferred(found),)
+        return Task(model, found, found, None, loss, None, notes)
+    inputs, targets = batch_to(next(iter(source)), device_of(model))
+    output = _forward(model, inputs)
+    return Task(model, found, as_example(inputs), batches, loss or infer_loss(output, targets), held_out)
+
+
+def _inferred(example: Example) -> str:
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in example.flat() if isinstance(leaf, Tensor))
+    return f"the example input was inferred from the model: {shapes}; pass example= if it is used on others"
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, inputs: Any) -> Any:
+    try:
+        with eval_mode(model):
+            return call(model, inputs)
+    except Exception as error:
+        shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
+        raise ValueError(
+            f"Expected data that {type(model).__name__} can run. Got inputs of shapes {shapes}, on which its forward "
+            f"raised {type(error).__name__}: {error}. Pass batches of (inputs, targets)."
+        ) from error
 
 
 def _check_finite(model: nn.Module) -> None:
-    for name, tensor in named_tensors(model).items():
-        if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
+    parameters = dict(model.named_parameters())
+    for name, tensor in named_tensors(model, every_name=False).items():
+        if not tensor.is_floating_point() or tensor.device.type == "meta":
+            continue
+        # Buffers may hold infinite numbers: attention masks do.
+        if not bool(torch.isfinite(tensor).all() if name in parameters else ~torch.isnan(tensor).any()):
             raise ValueError(
                 f"Expected finite weights. Got NaN or infinite numbers in {name!r}. Load sound weights before pruning."
             )
 
 
 def _check_structures(model: nn.Module, structures: Structures) -> None:
+    if not isinstance(structures, Structures):
+        raise TypeError(
+            f"Expected Structures. Got {type(structures).__name__}. Make them with channels(model, example)."
+        )
     have = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     wrong = [name for name, shape in structures.shapes.items() if have.get(name) != tuple(shape)]
     if wrong:

@@ -42,17 +42,16 @@ class Gather:
         self._wanted = max(-(-per_column * columns // examples), 16)
         self._generator = np.random.default_rng(seed)
 
-    def __call__(self, value: Tensor) -> tuple[list[Tensor], float, int]:
-        """Rows per group, how many positions each sampled row stands for, and the number of examples."""
+    def __call__(self, value: Tensor) -> tuple[list[Tensor], float]:
+        """Rows per group, and how many positions each sampled row stands for."""
         if self._one.kind == "linear":
-            return [value.reshape(-1, value.shape[-1])], 1.0, len(value)
+            return [value.reshape(-1, value.shape[-1])], 1.0
         stride, padding, dilation, groups = convolution_arguments(self._one)
         taps = self._weight.shape[2:]
         value = F.pad(value, [p for size in reversed(padding) for p in (size, size)])
         spatial = value.shape[2:]
         outputs = [
-            (size - d * (k - 1) - 1) // s + 1
-            for size, d, k, s in zip(spatial, dilation, taps, stride, strict=True)
+            (size - d * (k - 1) - 1) // s + 1 for size, d, k, s in zip(spatial, dilation, taps, stride, strict=True)
         ]
         total = prod(outputs)
         picked = np.arange(total)
@@ -65,7 +64,7 @@ class Gather:
         patches = value.flatten(2)[:, :, index]  # (examples, channels, positions, taps)
         parts = patches.chunk(groups, dim=1)
         rows = [part.permute(0, 2, 1, 3).flatten(0, 1).flatten(1) for part in parts]
-        return rows, total / len(picked), len(value)
+        return rows, total / len(picked)
 
 
 def output_sensitivity(

@@ -25,6 +25,9 @@ __all__ = ["Consumer", "Probe", "matrices"]
 MOST_MACS = 2e13
 """Multiplications spent on all probes together; decides on how many examples they run."""
 
+LEAST_FACTOR = 1e-3
+"""A measured rise below this share of the estimate, or a fall, is chance: it must not make an axis free to cut."""
+
 
 @dataclass(frozen=True)
 class Consumer:
@@ -102,7 +105,7 @@ class Probe:
         factors = []
         for width in widths:
             measured = self._measure(consumers, found.order[:width])
-            factors.append(max(measured, 1e-12) / max(found.loss[width], 1e-12))
+            factors.append(max(measured / max(found.loss[width], 1e-12), LEAST_FACTOR))
         scale = np.exp(np.interp(np.arange(size + 1), widths, np.log(factors)))
         return np.maximum.accumulate((found.loss * scale)[::-1])[::-1]
 

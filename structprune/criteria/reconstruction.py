@@ -20,7 +20,7 @@ give the dense outputs from the pruned inputs, which also repairs what earlier l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,16 +29,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from solvers.elimination import eliminate
-from structprune.axes.linear_maps import LinearMap, linear_maps
+from structprune.axes.linear_maps import MOVES, LinearMap, linear_maps
 from structprune.axes.sweep import Sweep, sweep
 from structprune.criteria.fisher import Fisher
-from structprune.criteria.gradients import batches, needed, valid_examples
+from structprune.criteria.gradients import batches, differentiable, needed, valid_examples
 from structprune.criteria.moments import Gather, output_sensitivity
 from structprune.criteria.probing import Consumer, Probe, matrices
 from structprune.criteria.scores import Curve, Data, Scores, finite_scores
 from structprune.data import Loss
 from structprune.structures import Structures
-from structprune.tensors import named_tensors
+from structprune.tensors import first_names, named_tensors, under_every_name
 
 __all__ = ["LayerReconstruction"]
 
@@ -87,11 +87,17 @@ class LayerReconstruction:
         data, loss = needed("LayerReconstruction", data, loss)
         if structures.kind != "channels" or structures.labelled is None:
             raise ValueError(f"Expected channels. Got {structures.kind}. Use Fisher() or Magnitude() for them.")
+        with differentiable(model, {}):  # for its random state: a loader that shuffles gives the same every time
+            return self._scores(model, structures, data, loss)
+
+    def _scores(self, model: nn.Module, structures: Structures, data: Data, loss: Loss) -> Scores:
+        assert structures.labelled is not None
         weights = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-        inputs = [batch for batch, _, _ in batches(data, model, self.examples)]
+        drawn = [(batch, count) for batch, _, count in batches(data, model, self.examples)]
+        inputs, examples = [batch for batch, _ in drawn], sum(count for _, count in drawn)
         maps = [one for one in linear_maps(structures.labelled) if not one.transposed or one.kind == "linear"]
         sensitivity = output_sensitivity(structures.labelled, model, maps, data, loss, self.examples, self.seed)
-        moments = self._moments(structures, weights, inputs, maps)
+        moments = self._moments(structures, weights, inputs, examples, maps)
         curves: dict[int, Curve] = {}
         values = np.zeros(structures.n)
         missing = []
@@ -116,11 +122,17 @@ class LayerReconstruction:
                 f"no linear map consumes {', '.join(names[:4])}{' ...' if names[4:] else ''}: scored by Fisher loss",
             )
         scores = finite_scores(values, structures, model, "nats", *notes)
-        refit = partial(self._refit, structures, weights, inputs, maps) if self.refit else None
+        own = _own(structures, maps, first_names(model))
+        refit = partial(self._refit, model, structures, weights, inputs, own) if self.refit else None
         return Scores(scores.values, curves, "nats", notes, refit)
 
     def _moments(
-        self, structures: Structures, weights: dict[str, Tensor], inputs: list[Any], maps: list[LinearMap]
+        self,
+        structures: Structures,
+        weights: dict[str, Tensor],
+        inputs: list[Any],
+        examples: int,
+        maps: list[LinearMap],
     ) -> dict[fx.Node, np.ndarray]:
         """E[sum over positions of x x'] of every map's input, for one example."""
         assert structures.labelled is not None
@@ -130,12 +142,10 @@ class LayerReconstruction:
         def look(one: LinearMap) -> None:
             gather = Gather(one, weights[one.weight], self.seed)
             total: np.ndarray | None = None
-            examples = 0
             for value in state.batches(one.source):
-                rows, scale, count = gather(value)
+                rows, scale = gather(value)
                 gram = np.stack([(part.T @ part).double().cpu().numpy() * scale for part in rows])
                 total = gram if total is None else total + gram
-                examples += count
             assert total is not None
             found[one.node] = total / examples
 
@@ -144,24 +154,22 @@ class LayerReconstruction:
 
     def _refit(
         self,
+        model: nn.Module,
         structures: Structures,
         weights: dict[str, Tensor],
         inputs: list[Any],
         maps: list[LinearMap],
         selection: np.ndarray,
     ) -> dict[str, Tensor]:
-        """New weights, biases and batch-norm statistics, fitted layer by layer in the order of execution."""
+        """New weights and biases, fitted layer by layer in the order of execution."""
         assert structures.labelled is not None
-        masks = structures.masks(selection)
+        masks = under_every_name(structures.masks(selection), model)
         pruned = {
             name: tensor * masks[name].to(tensor.device) if name in masks else tensor
             for name, tensor in weights.items()
         }
         dense_state = Sweep(structures.labelled, weights, inputs)
         state = Sweep(structures.labelled, pruned, inputs)
-        uses: dict[str, int] = {}
-        for one in maps:
-            uses[one.weight] = uses.get(one.weight, 0) + 1
         changed: dict[str, Tensor] = {}
         hooks: dict[fx.Node, Callable[[], None]] = {}
 
@@ -171,10 +179,30 @@ class LayerReconstruction:
                 pruned[name] = changed[name] = tensor * masks[name].to(tensor.device) if name in masks else tensor
 
         for one in maps:
-            if uses[one.weight] == 1:
-                hooks[one.node] = partial(fit, one)
+            hooks[one.node] = partial(fit, one)
         sweep([dense_state, state], hooks)
         return changed
+
+
+def _own(structures: Structures, maps: list[LinearMap], first: dict[str, str]) -> list[LinearMap]:
+    """The maps that can be fitted: their weight serves nothing else. A bias that does is left as it is."""
+    labelled = structures.labelled
+    assert labelled is not None
+
+    def uses(node: fx.Node) -> int:
+        return sum(uses(user) if user.target in MOVES else 1 for user in node.users)
+
+    used: dict[str, int] = {}
+    for node in labelled.graph.module.graph.nodes:
+        if node.op == "placeholder" and node.name in labelled.graph.tensors:
+            name = first[labelled.graph.tensors[node.name]]
+            used[name] = used.get(name, 0) + uses(node)
+    found = []
+    for one in maps:
+        if used[first[one.weight]] == 1:
+            shared = one.bias is not None and used[first[one.bias]] > 1
+            found.append(replace(one, bias=None) if shared else one)
+    return found
 
 
 def _consumers(
@@ -236,8 +264,8 @@ def _fit(
     gram = [torch.zeros(0)] * len(old)
     cross = [torch.zeros(0)] * len(old)
     for a, b in zip(before, after, strict=True):
-        rows_dense, scale, _ = gather_dense(a)
-        rows_pruned, _, _ = gather_pruned(b)
+        rows_dense, scale = gather_dense(a)
+        rows_pruned, _ = gather_pruned(b)
         for part, (x, z) in enumerate(zip(rows_dense, rows_pruned, strict=True)):
             if has_bias:
                 ones = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
@@ -250,8 +278,9 @@ def _fit(
         if has_bias:
             matrix = torch.cat([matrix, torch.zeros(len(matrix), 1)], 1)
             matrix[:, -1] = 0  # the bias is fitted as a change
-        ridge = damping * own.diagonal().mean().clamp(min=1e-12)
         alive = own.diagonal() > 0
+        inputs_alive = own.diagonal()[: len(own) - has_bias][alive[: len(own) - has_bias]]
+        ridge = damping * (inputs_alive.mean().clamp(min=1e-12) if len(inputs_alive) else torch.tensor(1e-12))
         target = matrix @ both + ridge * matrix * alive
         system = own + ridge * torch.eye(len(own))
         if has_bias:
