@@ -451,13 +451,14 @@ def rank(epoch: Epoch) -> float:
 
 def bar(shown: bool) -> Progress:
     """Return a progress bar on the error stream, which leaves nothing behind, or one that shows nothing."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
-        disable=not shown,
+        disable=not (shown and console.is_terminal),  # into a file or pipe it would leave blank lines
     )

@@ -28,7 +28,7 @@ from structprune.errors import FileFormatError
 from structprune.report import Report
 from structprune.tensors import named_tensors
 
-__all__ = ["load", "save"]
+__all__ = ["check_free", "load", "save"]
 
 FORMAT = "structprune-network"
 VERSION = 1
@@ -42,11 +42,10 @@ def save(
     Raises
     ------
     FileExistsError
-        If something is there already and ``overwrite`` is False.
+        If something is there already, unless it is a saved network and ``overwrite`` is True.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"Expected a new folder. Got {str(path)!r}, which exists. Pass overwrite=True.")
+    check_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -68,12 +67,30 @@ def save(
         (work / "structure.json").write_text(json.dumps(structure, indent=1) + "\n", encoding="utf-8")
         report.to_json(work / "report.json")
         report.to_html(work / "report.html")
-        os.chmod(work, 0o755)
+        for file in work.iterdir():
+            file.chmod(0o644)  # temporary files are the user's alone; the folder is as readable as any other
+        work.chmod(0o755)
         _swap(work, path)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     return path
+
+
+def check_free(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raise FileExistsError unless a network may be saved at ``path``; only a saved network is ever overwritten."""
+    path = Path(path)
+    if not (path.exists() or path.is_symlink()):
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"Expected a new folder. Got {str(path)!r}, which exists. Pass another, or overwrite=True (--overwrite)."
+        )
+    if not (path / "structure.json").is_file():
+        raise FileExistsError(
+            f"Expected a network of structprune to overwrite. Got {str(path)!r}, which is something else. "
+            "Pass another folder."
+        )
 
 
 def _swap(work: Path, path: Path) -> None:
@@ -82,13 +99,12 @@ def _swap(work: Path, path: Path) -> None:
         os.replace(work, path)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    os.replace(path, old / "was")
     try:
+        os.replace(path, old / "was")
         os.replace(work, path)
-    except BaseException:
-        os.replace(old / "was", path)
-        raise
     finally:
+        if not path.exists():  # interrupted between the two
+            os.replace(old / "was", path)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -215,7 +231,9 @@ def _structure(path: Path) -> dict[str, Any]:
         )
     missing = {"built_as", "model", "weights_sha256", "tensors", "aliases", "integers"} - set(structure)
     if missing:
-        raise FileFormatError(f"Expected {sorted(missing)} in {str(path)!r}. Got a structure.json without. Save it again.")
+        raise FileFormatError(
+            f"Expected {sorted(missing)} in {str(path)!r}. Got a structure.json without. Save the network again."
+        )
     return structure
 
 

@@ -29,7 +29,9 @@ class Phases:
         """Time a phase; while it runs, :func:`track` shows bars if progress is visible."""
         start = perf_counter()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        display = Progress(*columns, console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        # Into a file or pipe a bar that erases itself would leave blank lines.
+        display = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         token = _display.set(display if self.visible else None)
         try:
             if self.visible:
