@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 
 from torch import nn
 
 from solvers.problem import Product, SelectionProblem, Term
 from solvers.result import Result
-from structprune.axes.graph import Example
+from structprune.axes.graph import Example, run
 from structprune.compile import Compiled
 from structprune.counting import count_macs, count_memory
 from structprune.criteria.scores import Scores
@@ -20,6 +21,8 @@ from structprune.structures import Structures
 from structprune.task import Task
 
 __all__ = ["amount", "cost_rows", "curve_rows", "latency_row", "quality", "report"]
+
+TIMING_SECONDS = 20.0
 
 
 def amount(terms: Sequence[Term], structures: Structures, widths: Sequence[int]) -> int:
@@ -90,8 +93,14 @@ def curve_rows(problem: SelectionProblem, result: Result, scores: Scores) -> tup
     )
 
 
-def latency_row(task: Task, after: nn.Module, rounds: int) -> LatencyRow:
-    """Interleaved medians of one forward pass of the dense and of the compiled network on the timing batch."""
+def latency_row(task: Task, after: nn.Module) -> LatencyRow:
+    """Interleaved medians of one forward pass of the dense and of the compiled network on the timing batch.
+
+    15 rounds, or as many (5 at least) as fit into ``TIMING_SECONDS``.
+    """
+    start = perf_counter()
+    run(task.model, task.timing)
+    rounds = int(min(max(TIMING_SECONDS / (2 * (perf_counter() - start)), 5), 15))
     times: dict[str, Timing] = measure({"before": task.model, "after": after}, task.timing, rounds=rounds)
     before, now = times["before"], times["after"]
     return LatencyRow(

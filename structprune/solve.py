@@ -188,7 +188,7 @@ def _line(
     with phases.phase("measuring"):
         widths = structures.widths(selection)
         rows, differences = account.cost_rows(structures, terms, limits, widths, compiled, task.example)
-        latency = account.latency_row(task, final, rounds=15)
+        latency = account.latency_row(task, final)
         measured = account.quality(stages, task)
     if measured[0] and task.validation is None:
         notes.append("quality is measured on the data that pruning used; pass validation= for held-out figures")

@@ -22,8 +22,11 @@ from structprune.structures import Structures
 
 __all__ = ["Consumer", "Probe", "matrices"]
 
-MOST_MACS = 2e13
+MOST_MACS = 1e13
 """Multiplications spent on all probes together; decides on how many examples they run."""
+
+MOST_EXAMPLES = 64
+"""More would sharpen the scale of a curve, not its shape."""
 
 LEAST_FACTOR = 1e-3
 """A measured rise below this share of the estimate, or a fall, is chance: it must not make an axis free to cut."""
@@ -94,7 +97,7 @@ class Probe:
         multiplications = [c.factor * prod(len(label) for label in c.dims) for c in self._labelled.contractions]
         per_example = sum(multiplications) / max(len(self._labelled.batch), 1)
         affordable = int(MOST_MACS / (max(per_example, 1) * max(len(structures.axes), 1) * widths))
-        some = min(max(affordable, 16), examples, 256)
+        some = min(max(affordable, 16), examples, MOST_EXAMPLES)
         self._batches = [(leaves_of(inputs), targets) for inputs, targets, _ in batches(data, model, some)]
         self._dense = [self._outputs(leaves, weights) for leaves, _ in self._batches]
 
