@@ -24,7 +24,7 @@ from structprune.budget import Budget
 from structprune.files import write_atomically
 from structprune.finetune import FineTune
 from structprune.pruned import Pruned
-from structprune.report import Report
+from structprune.report import CostRow, LatencyRow, QualityRow, Report
 from structprune.solve import solve
 from structprune.units import accuracy_text, fraction_text, quantity, used_text
 
@@ -129,40 +129,41 @@ class Fact:
 
 def facts(report: Report) -> tuple[Fact, ...]:
     """Check a run against what it promises: budget met and used up, quality kept, faster, the same function."""
-    found = []
-    for row in report.costs:
-        if row.allowed is None:
-            continue
-        counted = row.predicted if row.counted is None else row.counted
-        less = fraction_text(1 - counted / row.before)
-        found.append(
-            Fact(
-                f"{less} fewer {row.resource}: {quantity(row.resource, row.before)} -> "
-                f"{quantity(row.resource, counted)}, {used_text(counted, row.allowed)} of what is allowed",
-                LEAST_USED * row.allowed <= counted <= row.allowed,
-            )
-        )
-    dense, final = (report.quality[index].accuracy or 0.0 for index in (0, -1))
-    points = 100 * (final - dense)
-    found.append(
-        Fact(
-            f"accuracy on {report.quality[-1].examples} unseen images {accuracy_text(dense)} -> "
-            f"{accuracy_text(final)}: {points:+.2f} points",
-            final >= dense - MOST_LOST,
-        )
-    )
+    capped = [(row, row.allowed) for row in report.costs if row.allowed is not None]
+    used = max(amount(row) / allowed for row, allowed in capped)  # of several caps one may hold the others back
+    found = [cost_fact(row, allowed, used) for row, allowed in capped]
+    found.append(accuracy_fact(report.quality[0], report.quality[-1]))
     if report.latency is not None:
-        row = report.latency
-        before, after = quantity("latency_ns", row.before_ns), quantity("latency_ns", row.after_ns)
-        found.append(
-            Fact(
-                f"latency of a batch of {row.batch} on one {row.device} thread {before} -> {after}: {row.verdict}",
-                row.after_ns < row.before_ns,
-            )
-        )
-    different = f"compiled network equals the masked one to {report.max_error:.0e}"
-    found.append(Fact(different, report.max_error <= MOST_DIFFERENT))
-    return tuple(found)
+        found.append(latency_fact(report.latency))
+    same = f"the compiled network equals the masked one to {report.max_error:.0e}"
+    return (*found, Fact(same, report.max_error <= MOST_DIFFERENT))
+
+
+def amount(row: CostRow) -> int:
+    """What the compiled network takes: as counted on it, else as predicted."""
+    return row.predicted if row.counted is None else row.counted
+
+
+def cost_fact(row: CostRow, allowed: int, used: float) -> Fact:
+    """The budget is met, and nearly all of it, or of another one, is used."""
+    now = amount(row)
+    amounts = f"{quantity(row.resource, row.before)} -> {quantity(row.resource, now)}"
+    less = f"{fraction_text(1 - now / row.before)} less {row.resource}: {amounts}"
+    return Fact(f"{less}, {used_text(now, allowed)} of what is allowed", now <= allowed and used >= LEAST_USED)
+
+
+def accuracy_fact(dense: QualityRow, final: QualityRow) -> Fact:
+    """At most a point of accuracy is lost."""
+    before, after = dense.accuracy or 0.0, final.accuracy or 0.0
+    amounts = f"{accuracy_text(before)} -> {accuracy_text(after)}: {100 * (after - before):+.2f} points"
+    return Fact(f"accuracy on {final.examples} unseen images {amounts}", after >= before - MOST_LOST)
+
+
+def latency_fact(row: LatencyRow) -> Fact:
+    """The network is faster."""
+    amounts = f"{quantity('latency_ns', row.before_ns)} -> {quantity('latency_ns', row.after_ns)}"
+    where = f"latency of a batch of {row.batch} on one {row.device} thread"
+    return Fact(f"{where} {amounts}: {row.verdict}", row.after_ns < row.before_ns)
 
 
 def demo(out: Path, *, seed: int, budget: Budget, console: Console, progress: bool = True) -> bool:
@@ -228,9 +229,9 @@ Saved in {out}: weights.safetensors, structure.json, report.json, report.html, {
 The page with the plots: {(out / "report.html").resolve()}
 In Python: structprune.load({str(out)!r}, structprune.demo.network()) gives the pruned network back.
 
-Next, cut the same network to a third and half its parameters at once:
+Next, cut the same network to a third of its macs and a fifth of its parameters at once:
   structprune solve --model structprune.demo:network --weights {out / DENSE} \\
     --data structprune.demo:training --validation structprune.demo:test \\
-    --budget macs=0.33,params=0.5 --finetune 3 --out {out}-third
+    --budget macs=0.33,params=0.2 --finetune 3 --out {out}-third
 or look at what can be removed from it:
   structprune inspect --model structprune.demo:network --data structprune.demo:training"""

@@ -353,4 +353,4 @@ def version() -> str:
     try:
         return metadata.version("structprune")
     except metadata.PackageNotFoundError:
-        return "of an uninstalled checkout"
+        return "(not installed)"
