@@ -170,10 +170,26 @@ def _export(model: nn.Module, example: Example) -> Graph:
     output = module.graph.output_node()
     output.args = (tuple(output.args[0])[mutated:],)  # type: ignore[arg-type]
     module.graph.eliminate_dead_code()
-    module.recompile()
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
-    return Graph(module, tensors, constants, tuple(inputs), out_spec, recorded=False)
+    return _renamed(Graph(module, tensors, constants, tuple(inputs), out_spec, recorded=False))
+
+
+def _renamed(graph: Graph) -> Graph:
+    """The graph with names that a copy keeps: fx renames a placeholder called 'input', which Python knows already."""
+    copied = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    output = copied.graph_copy(graph.module.graph, new)
+    copied.output(output)
+    name = {old.name: node.name for old, node in new.items()}
+    return Graph(
+        fx.GraphModule(graph.module, copied),
+        {name[key]: tensor for key, tensor in graph.tensors.items()},
+        {name[key]: tensor for key, tensor in graph.constants.items()},
+        tuple(name[key] for key in graph.inputs),
+        graph.out_spec,
+        graph.recorded,
+    )
 
 
 def _record(model: nn.Module, example: Example, export_error: Exception) -> Graph:
@@ -229,7 +245,7 @@ def _record_once(model: nn.Module, example: Example, export_error: Exception) ->
         if "val" not in node.meta and "tensor_meta" in node.meta:
             node.meta["val"] = node.meta["tensor_meta"]
     graph = Graph(module, tensors, constants, tuple(placeholders[len(named) :]), out_specs[0], recorded=True)
-    return graph, out_specs[0]
+    return _renamed(graph), out_specs[0]
 
 
 def _another(example: Example) -> Example:
