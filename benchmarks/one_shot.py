@@ -1,0 +1,265 @@
+"""One-shot pruning of trained CIFAR-10 ResNets, without fine-tuning: structprune against Torch-Pruning.
+
+    python -m benchmarks.one_shot                                    # everything, all 10,000 test images
+    python -m benchmarks.one_shot --models resnet20 --images 1000 --budgets 0.5 --out /tmp/one_shot
+
+Every method gets the same trained network, the same cap on the macs and the same calibration images from the training
+set. What it makes is counted by torch's flop counter and measured on the test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import nn
+
+from benchmarks import torch_pruning_baseline
+from benchmarks.case import Case, Method, Outcome, count_macs
+from benchmarks.cifar import Images, MissingDataError, data_folder, images, trained_resnet
+from benchmarks.one_shot_table import Row, Settings, as_table, read_row, write_row, write_tables
+from structprune.budget import Budget
+from structprune.criteria import Fisher, LayerReconstruction, Magnitude, Taylor
+from structprune.criteria.scores import Criterion
+from structprune.data import evaluate
+from structprune.solve import solve
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "one_shot"
+CODE = ("structprune", "solvers", "benchmarks/*.py")  # what decides the figures, for git
+BATCH = 256
+INTERRUPTED = 130
+WIDTH = 140  # of what is printed into files, in characters
+
+
+@dataclass(frozen=True)
+class Solve:
+    """``structprune.solve`` with one criterion.
+
+    Attributes
+    ----------
+    criterion
+        None for the default: layer reconstruction.
+    with_data
+        Whether `solve` is given the calibration images; without, batch norm stays as trained.
+    """
+
+    name: str
+    label: str
+    criterion: Criterion | None
+    batch_norm: str = "recalibrated"
+    with_data: bool = True
+    software: str = "structprune"
+
+    def prune(self, case: Case) -> Outcome:
+        """Return what `solve` makes of the case."""
+        pruned = solve(
+            case.model,
+            Budget(macs=case.macs),
+            data=case.calibration if self.with_data else None,
+            loss=F.cross_entropy if self.with_data else None,
+            example=case.example,
+            criterion=self.criterion,
+            seed=case.seed,
+            progress=sys.stderr.isatty(),
+        )
+        report = pruned.report
+        seconds = sum(time for phase, time in report.seconds.items() if phase != "measuring")
+        macs = next(row for row in report.costs if row.resource == "macs")
+        return Outcome(pruned.model, seconds, macs.predicted / macs.before, report.gap, report.predicted_loss)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The network as it was trained."""
+
+    name: str = "dense"
+    label: str = "dense"
+    software: str = ""
+    batch_norm: str = "as trained"
+
+    def prune(self, case: Case) -> Outcome:
+        """Return the network itself."""
+        return Outcome(case.model, 0.0, 1.0)
+
+
+METHODS: tuple[Method, ...] = (
+    Solve("reconstruction", "layer reconstruction", None, batch_norm="re-fitted"),
+    Solve("reconstruction-choice", "layer reconstruction, weights as trained", LayerReconstruction(refit=False)),
+    Solve("fisher", "Fisher", Fisher()),
+    Solve("taylor", "Taylor", Taylor()),
+    Solve("magnitude", "magnitude", Magnitude(), batch_norm="as trained", with_data=False),
+    Solve("magnitude-bn", "magnitude", Magnitude()),
+    *torch_pruning_baseline.METHODS,
+)
+
+
+def run_row(method: Method, case: Case, test: Images, row: Row) -> Row:
+    """Return `row` with its figures, or with the reason why there are none."""
+    try:
+        outcome = method.prune(case)
+        found = evaluate(outcome.model, test.batches(BATCH), F.cross_entropy)
+    except Exception as error:  # one method's failure must not cost the others' rows; it is shown in the table
+        return replace(row, failure=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+    return replace(
+        row,
+        accuracy=found.accuracy,
+        loss=found.loss,
+        macs=count_macs(outcome.model, case.example),
+        macs_dense=count_macs(case.model, case.example),
+        own_fraction=outcome.own_fraction,
+        params=parameters(outcome.model),
+        params_dense=parameters(case.model),
+        seconds=round(outcome.seconds, 2),
+        gap=outcome.gap,
+        predicted_loss=outcome.predicted_loss,
+    )
+
+
+def parameters(model: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# ---------------------------------------------------------------- what it takes to repeat a row
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes the figures."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "ortools", "torch-pruning"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """Return the checkout's commit, with a + if files of the packages differ from it; 'unknown' without git."""
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+def git(*arguments: str) -> str:
+    """Return what git prints in the checkout."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def machine() -> str:
+    """Return the processor in words."""
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+# ---------------------------------------------------------------- command line
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.one_shot",
+        description="One-shot pruning of trained CIFAR-10 ResNets, without fine-tuning, against Torch-Pruning.",
+        epilog="Methods: " + " ".join(method.name for method in METHODS),
+    )
+    made.add_argument("--data", type=Path, help="folder of data (default: $STRUCTPRUNE_DATA, else ../shared/data)")
+    made.add_argument("--models", nargs="+", default=["resnet20", "resnet56"], metavar="NAME")
+    made.add_argument("--budgets", nargs="+", type=fraction, default=[0.7, 0.5], metavar="F", help="of the macs")
+    made.add_argument(
+        *("--methods",),
+        nargs="+",
+        default=[method.name for method in METHODS],
+        choices=[method.name for method in METHODS],
+        metavar="NAME",
+        help="some of those listed below (default: all)",
+    )
+    made.add_argument("--images", type=int, default=10_000, metavar="N", help="test images, the first N")
+    made.add_argument("--calibration", type=int, default=1024, metavar="N", help="training images for every method")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, default=RESULTS, help=f"folder of rows and tables (default: {RESULTS})")
+    made.add_argument("--resume", action="store_true", help="keep rows that OUT has with these settings")
+    return made
+
+
+def fraction(text: str) -> float:
+    """Return a fraction between 0 and 1, both excluded."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"Expected a fraction between 0 and 1. Got {text}. Use for instance 0.5.")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status: 0, 1 if a method failed, 2 without data, 130 if interrupted."""
+    options = parser().parse_args(arguments)
+    command = shlex.join(["python", "-m", "benchmarks.one_shot", *(sys.argv[1:] if arguments is None else arguments)])
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    try:
+        rows = run(options, command, console)
+    except MissingDataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"Interrupted. The finished rows are in {options.out}; go on with --resume.", file=sys.stderr)
+        return INTERRUPTED
+    for network in options.models:
+        for cap in options.budgets:
+            console.print(as_table(rows, network, cap))
+    console.print(f"Written to {options.out}")
+    return 1 if any(row.failure for row in rows) else 0
+
+
+def run(options: argparse.Namespace, command: str, console: Console) -> list[Row]:
+    """Make every row that is asked for, write each as it comes and the tables at the end."""
+    folder = data_folder(options.data)
+    networks = {name: trained_resnet(folder, name) for name in options.models}
+    test = images(folder, "test").first(options.images)
+    calibration = images(folder, "train_0").sample(options.calibration, options.seed).batches(BATCH)
+    used = Settings(len(test), options.calibration, options.seed)
+    about = Row("", 1.0, "", "", "", "", used, versions=versions(), commit=commit(), command=command, machine=machine())
+    methods = [method for method in METHODS if method.name in options.methods]
+    todo: list[tuple[str, float, Method]] = []
+    for name in networks:
+        todo.append((name, 1.0, Dense()))
+        todo += [(name, cap, method) for cap in options.budgets for method in methods]
+    rows = []
+    for number, (name, cap, method) in enumerate(todo, start=1):
+        console.print(f"[{number}/{len(todo)}] {name} at {cap:g}: {method.name} ... ", end="", markup=False)
+        row = read_row(options.out, name, cap, method.name) if options.resume else None
+        if row is None or row.settings != used or row.failure:
+            blank = replace(
+                about,
+                network=name,
+                macs_cap=cap,
+                method=method.name,
+                label=method.label,
+                software=method.software,
+                batch_norm=method.batch_norm,
+            )
+            row = run_row(method, Case(networks[name], cap, calibration, options.seed), test, blank)
+            write_row(options.out, row)
+        rows.append(row)
+        said = row.failure or f"{100 * (row.accuracy or 0):.2f} %, {row.seconds} s"
+        console.print(said, markup=False, soft_wrap=True)
+    write_tables(options.out, rows, command)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
