@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from structprune.criteria import BNScale, Criterion, Fisher, Magnitude, Random, Taylor
+from structprune.criteria import BNScale, Criterion, Fisher, LayerReconstruction, Magnitude, Random, Taylor
 from tests import networks, transformers
 
 
@@ -105,4 +105,5 @@ CRITERIA: list[Criterion] = [
     Fisher(examples=3),
     BNScale(otherwise=Magnitude()),
     Random(seed=3),
+    LayerReconstruction(),
 ]

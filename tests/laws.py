@@ -24,9 +24,13 @@ def double(value: Any) -> Any:
 
 
 @cache
-def channels_of(case: Case) -> Structures:
-    """The channels of a case; traced once, because tracing takes longer than what is tested."""
-    return channels(*case.make())
+def channels_of(case: Case, in_double: bool = False) -> Structures:
+    """The channels of a case; traced once, because tracing takes longer than what is tested.
+
+    A graph keeps the type of the constants that it was traced with (LSTM's first state), hence ``in_double``.
+    """
+    model, example = case.make()
+    return channels(model.double(), double(example)) if in_double else channels(model, example)
 
 
 def toy_loss(output: Tensor, target: Tensor) -> Tensor:
