@@ -52,7 +52,7 @@ def find_axes(
                 labelled.ids.pin(label, "is kept whole as asked")
     while True:
         axes = _group(labelled, tensors)
-        idle = "takes part in no product on the example (rows of a longer table?)"
+        idle = "takes part in no product on the example (unused, or rows of a longer table?)"
         pins = [(axis.ids, idle) for axis in _idle(labelled, axes)]
         pins += [(axis.ids, _too_small(axis.size, multiple_of)) for axis in axes if axis.size <= multiple_of]
         irregular = None if pins else _irregular(labelled, axes)

@@ -253,7 +253,9 @@ def _apply(state: Propagation, rules: Mapping[Any, Rule], values: dict[fx.Node, 
 
 def _unknown(state: Propagation, args: Any, kwargs: Any) -> Any:
     name = str(state.node.target)
-    state.unknown.setdefault(name, module_of(state.node))
+    module = module_of(state.node)
+    state.unknown.setdefault(name, module)
+    unruled = f"{name}, an operator without a rule, in {repr(module) if module else 'the network itself'}"
     touched: list[Value] = []
     torch.utils._pytree.tree_map(
         lambda leaf: touched.append(leaf) if isinstance(leaf, Value) else None,
@@ -262,17 +264,16 @@ def _unknown(state: Propagation, args: Any, kwargs: Any) -> Any:
     )
     for value in touched:
         for label in value.labels:
-            state.ids.pin(label, f"goes through an operator without a rule: {state.where()}")
+            state.ids.pin(label, f"goes into {unruled}")
+
+    def made(recorded: Any) -> Any:
+        if not isinstance(recorded, Tensor):
+            return recorded
+        labels = [state.ids.fixed(int(size), f"comes out of {unruled}") for size in recorded.shape]
+        return Value.of(labels, zero=False)
+
     recorded = state.node.meta.get("val")
-    if isinstance(recorded, (tuple, list)):
-        return [_pinned_like(item) for item in recorded]
-    return _pinned_like(recorded)
-
-
-def _pinned_like(recorded: Any) -> Any:
-    if isinstance(recorded, Tensor):
-        return Value.of([empty_label(int(size)) for size in recorded.shape], zero=False)
-    return recorded
+    return [made(item) for item in recorded] if isinstance(recorded, (tuple, list)) else made(recorded)
 
 
 def _storage(tensor: Tensor) -> Any:

@@ -96,7 +96,7 @@ def compile(
     selection = structures.check(selection)
     reference = masked(model, structures, selection, refit)
     wanted = tensors(run(reference, example))
-    effect = difference(wanted, tensors(run(model, example)))
+    effect = _effect(wanted, tensors(run(model, example)))
     if selection.all() and not refit:
         return Compiled(reference, "module", 0.0, 0.0)
     if structures.kind != "channels":
@@ -122,8 +122,15 @@ def compile(
         return Compiled(smaller, built_as, error, effect, tuple(problems) if build is graph else (), rounding)
     raise CompileError(
         f"Expected a smaller {type(model).__name__} that equals the masked one. Got none: {'; '.join(problems)}. "
-        "Keep the layer named above whole with keep_whole=[...]."
+        "Keep the layers that this comes from whole with keep_whole=[...]."
     )
+
+
+def _effect(masked_outputs: list[Tensor], dense_outputs: list[Tensor]) -> float:
+    try:
+        return difference(masked_outputs, dense_outputs)
+    except ValueError:  # the number of outputs depends on their values: removal changed which there are
+        return float("inf")
 
 
 def _as_module(

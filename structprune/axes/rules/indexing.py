@@ -86,7 +86,7 @@ def getitem(state: Propagation, values: Any, index: Any) -> Any:
 
 def index(state: Propagation, value: Value, indices: Sequence[Value | None]) -> Value:
     """Advanced indexing by tensors: the indexed dimensions stay whole."""
-    given = [d for d, by in enumerate(indices) if by is not None]
+    given = _indexed(state, indices)
     for d in given:
         state.pin(value.labels[d], "is indexed by a tensor")
     for by in indices:
@@ -100,6 +100,22 @@ def index(state: Propagation, value: Value, indices: Sequence[Value | None]) -> 
     made[:start] = rest[:start]
     made[start + broadcast :] = rest[start:]
     return Value.of(made, zero=False)
+
+
+def _indexed(state: Propagation, indices: Sequence[Value | None]) -> list[int]:
+    """The dimensions that are indexed; a mask of truth values takes as many as it has."""
+    given: list[int] = []
+    dim = 0
+    for by, node in zip(indices, state.node.args[1], strict=True):  # type: ignore[arg-type]
+        taken = len(by.labels) if by is not None and _is_mask(node) else 1
+        given.extend(range(dim, dim + taken) if by is not None else ())
+        dim += taken
+    return given
+
+
+def _is_mask(node: Any) -> bool:
+    recorded = node.meta.get("val")
+    return isinstance(recorded, torch.Tensor) and recorded.dtype in (torch.bool, torch.uint8)
 
 
 def index_select(state: Propagation, value: Value, dim: int, by: Value) -> Value:

@@ -26,6 +26,20 @@ def batch_norm(
     return [Value.of(value.labels, zero), Value.of((empty_label(0),)), Value.of((empty_label(0),))]
 
 
+def instance_norm(
+    state: Propagation, value: Value, weight: Value | None, bias: Value | None, *args: Any
+) -> list[Value]:
+    """Normalisation of each channel by its own statistics, over the examples and the pixels."""
+    for vector in (weight, bias):
+        if vector is not None:
+            state.unify(value.labels[1], vector.labels[0])
+    for label in (value.labels[0], *value.labels[2:]):
+        state.pin(label, "is normalised over")
+    zero = [False] * len(value.labels)
+    zero[1] = bias is not None or value.zero[1]
+    return [Value.of(value.labels, zero), *(Value.of((value.labels[1],), zero=False) for _ in range(2))]
+
+
 def layer_norm(
     state: Propagation, value: Value, shape: list[int], weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
@@ -76,6 +90,7 @@ def group_norm(
 
 RULES = {
     aten._native_batch_norm_legit_no_training: batch_norm,
+    aten._native_batch_norm_legit.no_stats: instance_norm,
     aten.native_layer_norm: layer_norm,
     aten.layer_norm: layer_norm,
     aten.rms_norm: layer_norm,
