@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import perf_counter
@@ -45,13 +45,13 @@ class Phases:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
 
 
-def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+def track(items: Sequence[T], what: str) -> Iterator[T]:
     """Yield ``items``, showing a bar named ``what`` if a visible phase is under way."""
     display = _display.get()
     if display is None:
         yield from items
         return
-    task = display.add_task(what, total=total)
+    task = display.add_task(what, total=len(items))
     for item in items:
         yield item
         display.advance(task)

@@ -17,7 +17,10 @@ from torch import Tensor, fx
 from structprune.axes.propagate import LabelledGraph
 from structprune.axes.rewrite import rewrite
 
-__all__ = ["Sweep", "leaves_of", "sweep"]
+__all__ = ["Sweep", "affordable", "leaves_of", "sweep"]
+
+MOST_BYTES = 6e9
+"""Memory for the activations of all networks that are swept side by side."""
 
 
 class Sweep:
@@ -102,6 +105,25 @@ def sweep(
             one.advance(node)
         if progress is not None:
             progress(number + 1, len(orders[0]))
+
+
+def affordable(labelled: LabelledGraph, inputs: Sequence[Any], copies: int) -> Sequence[Any]:
+    """As many of the first batches as ``copies`` networks can be swept over within ``MOST_BYTES``, one at least."""
+    nodes = [node for node in labelled.graph.module.graph.nodes if node.op == "call_function"]
+    last_use = {source: node for node in nodes for source in node.all_input_nodes}
+    live = peak = 0
+    for node in nodes:
+        live += _bytes(node)
+        peak = max(peak, live)
+        live -= sum(_bytes(source) for source in node.all_input_nodes if last_use[source] is node)
+    per_example = copies * peak / max(len(labelled.batch), 1)
+    sizes = np.cumsum([max(len(leaf) for leaf in leaves_of(batch) if isinstance(leaf, Tensor)) for batch in inputs])
+    return inputs[: max(int((sizes * per_example <= MOST_BYTES).sum()), 1)]
+
+
+def _bytes(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.numel() * value.element_size() if isinstance(value, Tensor) and node.op == "call_function" else 0
 
 
 def leaves_of(batch: Any) -> list[Any]:

@@ -30,13 +30,14 @@ from torch import Tensor, fx, nn
 
 from solvers.elimination import eliminate
 from structprune.axes.linear_maps import MOVES, LinearMap, linear_maps
-from structprune.axes.sweep import Sweep, sweep
+from structprune.axes.sweep import Sweep, affordable, sweep
 from structprune.criteria.fisher import Fisher
 from structprune.criteria.gradients import batches, differentiable, needed, valid_examples
 from structprune.criteria.moments import Gather, output_sensitivity
 from structprune.criteria.probing import Consumer, Probe, matrices
 from structprune.criteria.scores import Curve, Data, Scores, finite_scores
 from structprune.data import Loss
+from structprune.progress import track
 from structprune.structures import Structures
 from structprune.tensors import first_names, named_tensors, under_every_name
 
@@ -102,7 +103,7 @@ class LayerReconstruction:
         values = np.zeros(structures.n)
         missing = []
         probe = Probe(structures, model, weights, data, loss, self.probes, self.examples) if self.probes else None
-        for number, axis in enumerate(structures.axes):
+        for number, axis in track(list(enumerate(structures.axes)), "eliminating channels"):
             ids = structures.found[number].ids
             consumers = _consumers(structures, ids, maps, moments, sensitivity, weights, self.damping)
             if not consumers:
@@ -136,20 +137,18 @@ class LayerReconstruction:
     ) -> dict[fx.Node, np.ndarray]:
         """E[sum over positions of x x'] of every map's input, for one example."""
         assert structures.labelled is not None
-        state = Sweep(structures.labelled, weights, inputs)
+        gathers = {one.node: Gather(one, weights[one.weight], self.seed) for one in maps}
         found: dict[fx.Node, np.ndarray] = {}
 
-        def look(one: LinearMap) -> None:
-            gather = Gather(one, weights[one.weight], self.seed)
-            total: np.ndarray | None = None
+        def look(state: Sweep, one: LinearMap) -> None:
             for value in state.batches(one.source):
-                rows, scale = gather(value)
-                gram = np.stack([(part.T @ part).double().cpu().numpy() * scale for part in rows])
-                total = gram if total is None else total + gram
-            assert total is not None
-            found[one.node] = total / examples
+                rows, scale = gathers[one.node](value)
+                gram = np.stack([(part.T @ part).double().cpu().numpy() * (scale / examples) for part in rows])
+                found[one.node] = found[one.node] + gram if one.node in found else gram
 
-        sweep([state], {one.node: partial(look, one) for one in maps})
+        for batch in track(inputs, "reading layer inputs"):
+            state = Sweep(structures.labelled, weights, [batch])
+            sweep([state], {one.node: partial(look, state, one) for one in maps})
         return found
 
     def _refit(
@@ -168,6 +167,7 @@ class LayerReconstruction:
             name: tensor * masks[name].to(tensor.device) if name in masks else tensor
             for name, tensor in weights.items()
         }
+        inputs = list(affordable(structures.labelled, inputs, copies=2))
         dense_state = Sweep(structures.labelled, weights, inputs)
         state = Sweep(structures.labelled, pruned, inputs)
         changed: dict[str, Tensor] = {}
