@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from time import perf_counter
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ from structprune.criteria import Fisher, LayerReconstruction, Magnitude, Taylor
 from structprune.criteria.scores import Criterion
 from structprune.data import evaluate
 from structprune.solve import solve
+from structprune.structures import channels
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "one_shot"
@@ -53,6 +55,8 @@ class Solve:
         None for the default: layer reconstruction.
     with_data
         Whether `solve` is given the calibration images; without, batch norm stays as trained.
+    inner_only
+        Whether the residual stream is kept whole, so that the choice is among what Torch-Pruning can prune here.
     """
 
     name: str
@@ -60,13 +64,17 @@ class Solve:
     criterion: Criterion | None
     batch_norm: str = "recalibrated"
     with_data: bool = True
+    inner_only: bool = False
     software: str = "structprune"
 
     def prune(self, case: Case) -> Outcome:
         """Return what `solve` makes of the case."""
+        start = perf_counter()
+        inner = channels(case.model, case.example, keep_whole=[stem(case.model)]) if self.inner_only else None
         pruned = solve(
             case.model,
             Budget(macs=case.macs),
+            structures=inner,
             data=case.calibration if self.with_data else None,
             loss=F.cross_entropy if self.with_data else None,
             example=case.example,
@@ -75,7 +83,7 @@ class Solve:
             progress=sys.stderr.isatty(),
         )
         report = pruned.report
-        seconds = sum(time for phase, time in report.seconds.items() if phase != "measuring")
+        seconds = perf_counter() - start - report.seconds.get("measuring", 0.0)
         macs = next(row for row in report.costs if row.resource == "macs")
         return Outcome(pruned.model, seconds, macs.predicted / macs.before, report.gap, report.predicted_loss)
 
@@ -101,8 +109,15 @@ METHODS: tuple[Method, ...] = (
     Solve("taylor", "Taylor", Taylor()),
     Solve("magnitude", "magnitude", Magnitude(), batch_norm="as trained", with_data=False),
     Solve("magnitude-bn", "magnitude", Magnitude()),
+    Solve("taylor-inner", "Taylor, inner channels", Taylor(), inner_only=True),
+    Solve("magnitude-inner-bn", "magnitude, inner channels", Magnitude(), inner_only=True),
     *torch_pruning_baseline.METHODS,
 )
+
+
+def stem(model: nn.Module) -> nn.Module:
+    """Return the first convolution; the whole residual stream is tied to its channels."""
+    return next(module for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
 def run_row(method: Method, case: Case, test: Images, row: Row) -> Row:
@@ -174,7 +189,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.one_shot",
         description="One-shot pruning of trained CIFAR-10 ResNets, without fine-tuning, against Torch-Pruning.",
-        epilog="Methods: " + " ".join(method.name for method in METHODS),
+        epilog="methods:\n" + "\n".join(f"  {method.name:<24} {described(method)}" for method in METHODS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--data", type=Path, help="folder of data (default: $STRUCTPRUNE_DATA, else ../shared/data)")
     made.add_argument("--models", nargs="+", default=["resnet20", "resnet56"], metavar="NAME")
@@ -193,6 +209,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=RESULTS, help=f"folder of rows and tables (default: {RESULTS})")
     made.add_argument("--resume", action="store_true", help="keep rows that OUT has with these settings")
     return made
+
+
+def described(method: Method) -> str:
+    """Return a method in words."""
+    return f"{method.software} {method.label}, batch norm {method.batch_norm}"
 
 
 def fraction(text: str) -> float:
