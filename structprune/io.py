@@ -32,6 +32,8 @@ __all__ = ["check_free", "load", "save"]
 
 FORMAT = "structprune-network"
 VERSION = 1
+BUILT_AS = ("module", "graph", "masked")
+FIELDS = {"built_as": str, "model": str, "weights_sha256": str, "tensors": dict, "aliases": dict, "integers": dict}
 
 
 def save(
@@ -138,18 +140,13 @@ def _digest(path: Path) -> str:
 
 def _export(model: nn.Module, example: Example, path: Path) -> None:
     assert isinstance(model, GraphModel)
+    given = {name: part for name, part in (("args", example.args), ("kwargs", dict(example.kwargs))) if part}
     dynamic = torch.utils._pytree.tree_map(
-        lambda leaf: {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim else None, example.args
+        lambda leaf: {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim else None, given
     )
-    keywords = {
-        key: {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim else None
-        for key, leaf in example.kwargs.items()
-    }
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.export.export(
-            model, example.args, dict(example.kwargs), dynamic_shapes=(dynamic, keywords), strict=False
-        )
+        program = torch.export.export(model, example.args, dict(example.kwargs), dynamic_shapes=dynamic, strict=False)
         torch.export.save(program, path)
 
 
@@ -184,12 +181,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     clone = copy.deepcopy(model).eval()
     named = named_tensors(clone)
     names = {**{name: name for name in structure["tensors"]}, **structure["aliases"]}
-    if set(named) != set(names) or any(named[name].ndim != tensors[names[name]].ndim for name in named):
-        strange = sorted(set(named) ^ set(names))[:3]
-        raise ValueError(
-            f"Expected a {structure['model']} as it was before pruning. Got a {type(model).__name__} whose tensors "
-            f"differ, for instance {strange or 'in their dimensions'}. Make the model as it was made for solve."
-        )
+    _check_architecture(clone, named, {name: tensors[source] for name, source in names.items()}, structure)
     placed: dict[str, Tensor] = {}
     for name, source in names.items():
         _place(clone, name, source, tensors, placed)
@@ -199,6 +191,27 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             if getattr(module, key, None) != value:
                 setattr(module, key, value)
     return clone
+
+
+def _check_architecture(
+    model: nn.Module, named: dict[str, Tensor], saved: dict[str, Tensor], structure: dict[str, Any]
+) -> None:
+    """Raise ValueError unless the saved tensors can have been cut out of this model's."""
+    strange = sorted(set(named) ^ set(saved))
+    strange += sorted(set(structure["integers"]) - {name for name, _ in model.named_modules()})
+    strange += [
+        name
+        for name, tensor in saved.items()
+        if name in named
+        and (
+            tensor.ndim != named[name].ndim or any(a > b for a, b in zip(tensor.shape, named[name].shape, strict=True))
+        )
+    ]
+    if strange:
+        raise ValueError(
+            f"Expected a {structure['model']} as it was before pruning. Got a {type(model).__name__} that differs in "
+            f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''}. Make the model as it was made for solve."
+        )
 
 
 def _place(clone: nn.Module, name: str, source: str, tensors: dict[str, Tensor], placed: dict[str, Tensor]) -> None:
@@ -229,10 +242,13 @@ def _structure(path: Path) -> dict[str, Any]:
             f"Expected version {VERSION} of the format in {str(path)!r}. Got {structure.get('version')}. "
             "Load it with the release of structprune that wrote it."
         )
-    missing = {"built_as", "model", "weights_sha256", "tensors", "aliases", "integers"} - set(structure)
-    if missing:
+    wrong = [field for field, kind in FIELDS.items() if not isinstance(structure.get(field), kind)]
+    if structure.get("built_as") not in BUILT_AS and "built_as" not in wrong:
+        wrong.append("built_as")
+    if wrong:
         raise FileFormatError(
-            f"Expected {sorted(missing)} in {str(path)!r}. Got a structure.json without. Save the network again."
+            f"Expected structure.json as it was saved in {str(path)!r}. Got one without a sound {', '.join(wrong)}. "
+            "Copy the whole folder again."
         )
     return structure
 
@@ -241,9 +257,15 @@ def _weights(path: Path, structure: dict[str, Any]) -> dict[str, Tensor]:
     file = path / "weights.safetensors"
     _check_digest(file, structure["weights_sha256"])
     try:
-        return load_file(file)
+        tensors = load_file(file)
     except SafetensorError as error:
         raise FileFormatError(f"Expected whole weights in {str(file)!r}. Got {error}. Save them again.") from error
+    listed = structure["tensors"]
+    if {name: list(tensor.shape) for name, tensor in tensors.items()} != listed:
+        raise FileFormatError(
+            f"Expected the tensors that structure.json lists in {str(file)!r}. Got others. Copy the whole folder again."
+        )
+    return tensors
 
 
 def _check_digest(file: Path, expected: str) -> None:
@@ -259,4 +281,7 @@ def _check_digest(file: Path, expected: str) -> None:
 def _load_program(path: Path, structure: dict[str, Any]) -> nn.Module:
     _check_digest(path / "weights.safetensors", structure["weights_sha256"])
     _check_digest(path / "program.pt2", structure.get("program_sha256", ""))
-    return torch.export.load(path / "program.pt2").module()
+    model = torch.export.load(path / "program.pt2").module()
+    for method in ("train", "eval"):  # torch puts refusals in their place; the recorded operators have one mode anyway
+        vars(model).pop(method, None)
+    return model.eval()
