@@ -148,8 +148,8 @@ def cost_fact(row: CostRow, allowed: int, used: float) -> Fact:
     """The budget is met, and nearly all of it, or of another one, is used."""
     now = amount(row)
     amounts = f"{quantity(row.resource, row.before)} -> {quantity(row.resource, now)}"
-    less = f"{fraction_text(1 - now / row.before)} less {row.resource}: {amounts}"
-    return Fact(f"{less}, {used_text(now, allowed)} of what is allowed", now <= allowed and used >= LEAST_USED)
+    saved = f"{row.resource} {amounts}: {fraction_text(1 - now / row.before)} saved"
+    return Fact(f"{saved}, {used_text(now, allowed)} of what is allowed", now <= allowed and used >= LEAST_USED)
 
 
 def accuracy_fact(dense: QualityRow, final: QualityRow) -> Fact:

@@ -24,7 +24,7 @@ __all__ = ["AxisSavings", "Inspection", "PinnedReason", "inspect"]
 
 FORMAT = "structprune-inspection"
 FORMAT_VERSION = 1
-SHOWN = 3  # members or pinned dimensions that a table names
+SHOWN = 3  # pinned dimensions that a table names for each reason
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,18 @@ class Inspection:
 
     def _axes_table(self) -> Table:
         title = "What goes from the dense cost when one axis is halved or removed"
-        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+        caption = "members are the tensor dimensions that shrink together; --json names them"
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", caption=caption)
         table.add_column("axis", style="cyan", overflow="fold")
         table.add_column("size", justify="right")
-        table.add_column("members", overflow="fold")
+        table.add_column("members", justify="right")
         resources = ("macs", "params")
         for resource in resources:
             table.add_column(f"{resource}\nhalved", justify="right", no_wrap=True)
             table.add_column("\nremoved", justify="right", no_wrap=True)
         for axis in self.axes:
             shares = [fraction_text(part[resource]) for resource in resources for part in (axis.halved, axis.removed)]
-            table.add_row(Text(axis.name), str(axis.size), Text(shortened(axis.members)), *shares)
+            table.add_row(Text(axis.name), str(axis.size), str(len(axis.members)), *shares)
         return table
 
     def _pinned_table(self) -> Table:
