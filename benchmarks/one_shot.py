@@ -10,6 +10,7 @@ set. What it makes is counted by torch's flop counter and measured on the test i
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import platform
 import shlex
@@ -41,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "one_shot"
 CODE = ("structprune", "solvers", "benchmarks/*.py")  # what decides the figures, for git
 BATCH = 256
+LAYOUT = torch.channels_last  # evaluates more than twice as fast on a CPU
 INTERRUPTED = 130
 WIDTH = 140  # of what is printed into files, in characters
 
@@ -124,7 +126,7 @@ def run_row(method: Method, case: Case, test: Images, row: Row) -> Row:
     """Return `row` with its figures, or with the reason why there are none."""
     try:
         outcome = method.prune(case)
-        found = evaluate(outcome.model, test.batches(BATCH), F.cross_entropy)
+        found = evaluate(copy.deepcopy(outcome.model).to(memory_format=LAYOUT), test.batches(64), F.cross_entropy)
     except Exception as error:  # one method's failure must not cost the others' rows; it is shown in the table
         return replace(row, failure=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
     return replace(
@@ -251,6 +253,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> list[Row
     folder = data_folder(options.data)
     networks = {name: trained_resnet(folder, name) for name in options.models}
     test = images(folder, "test").first(options.images)
+    test = Images(test.inputs.contiguous(memory_format=LAYOUT), test.targets)
     calibration = images(folder, "train_0").sample(options.calibration, options.seed).batches(BATCH)
     used = Settings(len(test), options.calibration, options.seed)
     about = Row("", 1.0, "", "", "", "", used, versions=versions(), commit=commit(), command=command, machine=machine())

@@ -90,7 +90,7 @@ class Row:
         words = (f"{self.software} {self.label}".strip(), self.batch_norm)
         fraction = self.macs_fraction
         if self.accuracy is None or fraction is None or self.params is None:
-            return (*words, f"failed: {self.failure}", *[""] * (len(HEADINGS) - LEFT - 1))
+            return (*words, "failed", *[""] * (len(HEADINGS) - LEFT - 1))
         return (
             *words,
             f"{100 * self.accuracy:.2f} %",
@@ -178,10 +178,14 @@ def title(rows: Sequence[Row], network: str, cap: float) -> str:
 
 def as_table(rows: Sequence[Row], network: str, cap: float) -> Table:
     """Return one network under one cap as a table for the console."""
-    table = Table(title=title(rows, network, cap), title_justify="left", box=SIMPLE_HEAD)
+    group = parts(rows).get((network, cap), [])
+    below = "\n".join([*margins(group), *failures(group)])
+    table = Table(
+        title=title(rows, network, cap), title_justify="left", caption=below, caption_justify="left", box=SIMPLE_HEAD
+    )
     for number, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if number < LEFT else "right", no_wrap=True)
-    for row in parts(rows).get((network, cap), []):
+    for row in group:
         style = "red" if row.failure else "bold" if row.software == "structprune" else None
         table.add_row(*row.cells(), style=style)
     return table
@@ -217,7 +221,7 @@ def as_markdown(rows: Sequence[Row], command: str) -> str:
         lines.append("| " + " | ".join(HEADINGS) + " |")
         lines.append("|" + "|".join("---" if number < LEFT else "---:" for number in range(len(HEADINGS))) + "|")
         lines += ["| " + " | ".join(one(row)) + " |" for row in parts(rows)[network, cap]]
-        lines += ["", *margins(parts(rows)[network, cap])]
+        lines += ["", *margins(parts(rows)[network, cap]), *failures(parts(rows)[network, cap])]
     return "\n".join(lines) + "\n"
 
 
@@ -242,3 +246,8 @@ def margins(group: Sequence[Row]) -> list[str]:
         f"Best of structprune ({best.label}): {verdict} the best of {other.software} ({other.label}, batch norm "
         f"{other.batch_norm})."
     ]
+
+
+def failures(group: Sequence[Row]) -> list[str]:
+    """Return a sentence for each method that failed."""
+    return [f"Failed, {row.method}: {row.failure}" for row in group if row.failure]

@@ -1,0 +1,1 @@
+"""Facts of the benchmarks: their tables, their data, and that they run."""

@@ -1,0 +1,68 @@
+"""Facts of the baseline: that it is given its best chance, on networks with random weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.case import Case, count_macs
+from benchmarks.cifar import ResNet
+from benchmarks.torch_pruning_baseline import METHODS, TorchPruning, gradients
+
+tp = pytest.importorskip("torch_pruning", reason="needs torch-pruning: pip install '.[bench]'")
+
+
+@pytest.fixture
+def case() -> Case:
+    """Return ResNet-8 with random weights at 0.6 of its macs."""
+    batches = [(torch.randn(4, 3, 8, 8), torch.randint(10, (4,))) for _ in range(2)]
+    return Case(ResNet(8).eval(), 0.6, batches, seed=0)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_it_lands_within_the_cap(method: TorchPruning, case: Case) -> None:
+    """Each setting stays within the cap by our yardstick, near it, and leaves the network as it was."""
+    before = copy.deepcopy(case.model.state_dict())
+    outcome = method.prune(case)
+    used = count_macs(outcome.model, case.example) / count_macs(case.model, case.example)
+    assert 0.5 < used <= 0.6
+    assert outcome.model(case.example).shape == (1, 10)
+    assert not outcome.model.training
+    assert all(torch.equal(value, before[name]) for name, value in case.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in case.model.parameters())
+
+
+def test_the_counters_agree_about(case: Case) -> None:
+    """Its own counter, which adds batch norm and pooling, gives nearly the fraction that torch's gives."""
+    outcome = METHODS[0].prune(case)
+    used = count_macs(outcome.model, case.example) / count_macs(case.model, case.example)
+    assert outcome.own_fraction == pytest.approx(used, abs=0.01)
+
+
+def test_its_graph_does_not_follow_the_padded_shortcut(case: Case) -> None:
+    """With the classifier alone ignored it fails, which is why the baseline ignores the residual stream."""
+    model = ResNet(20).eval()
+    importance = tp.importance.GroupMagnitudeImportance()
+    with pytest.raises(IndexError):
+        tp.pruner.BasePruner(
+            model,
+            case.example,
+            importance=importance,
+            pruning_ratio=0.2,
+            global_pruning=True,
+            ignored_layers=[model.linear],
+        ).step()
+
+
+def test_gradients_are_those_of_the_mean_over_all_images(case: Case) -> None:
+    """Accumulated over batches they equal the gradients of one batch of everything."""
+    found = gradients(case.model, case.calibration)
+    inputs, targets = (torch.cat(part) for part in zip(*case.calibration, strict=True))
+    model = copy.deepcopy(case.model)
+    F.cross_entropy(model(inputs), targets).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert torch.allclose(found[name], parameter.grad, atol=1e-6)
