@@ -126,9 +126,9 @@ def solve(
         If the network cannot be read or rebuilt, or an argument is not what it must be.
     """
     phases = Phases(progress)
-    task = checked_task(model, budget, structures, data, loss, example, validation)
-    _check_parts(task, method, criterion, solver, finetune)
-    with _seeded(seed, device_of(model)):
+    with _seeded(seed, model):
+        task = checked_task(model, budget, structures, data, loss, example, validation)
+        _check_parts(task, method, criterion, solver, finetune)
         return _line(task, budget, structures, method, criterion, solver, finetune, seed, phases)
 
 
@@ -206,9 +206,10 @@ def _line(
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def _seeded(seed: int, model: nn.Module) -> Iterator[None]:
     """Loaders that shuffle, and whatever else draws from torch's generators, do it from ``seed``; all is put back."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    on_gpu = isinstance(model, nn.Module) and device_of(model).type == "cuda"
+    with torch.random.fork_rng(devices=[device_of(model)] if on_gpu else []):
         torch.manual_seed(seed)
         yield
 
