@@ -18,14 +18,12 @@ from safetensors.torch import save_file
 import structprune.io
 from structprune import Budget, load
 from structprune.cli import commands, main
-from structprune.cli.given import example_of, is_reference, is_shape, load_weights, made, named
+from structprune.cli.given import example_of, is_reference, is_shape, made, named
 from structprune.cli.inspection import inspect
 from structprune.costs import costs, evaluate
-from structprune.errors import FileFormatError
 from structprune.report import Report
 from structprune.structures import channels
 from tests.cases import BY_NAME
-from tests.networks import PlainCNN
 from tests.test_report import small_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -396,47 +394,6 @@ def test_examples_have_the_networks_type() -> None:
 def test_dotted_attributes_are_found() -> None:
     """What follows the colon may be inside a class."""
     assert named("tinynet:Holder.make") is named("tinynet:make")
-
-
-def test_weights_of_other_networks_are_refused(tmp_path: Path) -> None:
-    """Missing, additional and differently shaped weights are named."""
-    state = PlainCNN().state_dict()
-    kept = dict(list(state.items())[1:])
-    for changed, expected in (
-        (kept, "lacks conv1.weight"),
-        ({**state, "extra": torch.ones(1)}, "has besides extra"),
-        ({**state, "conv1.weight": torch.ones(1)}, "in other shapes conv1.weight"),
-    ):
-        torch.save(changed, tmp_path / "weights.pt")
-        with pytest.raises(ValueError, match=expected):
-            load_weights(PlainCNN(), tmp_path / "weights.pt")
-
-
-def test_tied_weights_may_be_there_once(tmp_path: Path) -> None:
-    """A file that stores a tied weight under one of its names fits, as safetensors files do."""
-    model = BY_NAME["tied_embeddings"].build()
-    save_file(dict(model.named_parameters()), tmp_path / "tied.safetensors")
-    other = BY_NAME["tied_embeddings"].build()
-    load_weights(other, tmp_path / "tied.safetensors")
-    for (name, wanted), (_, got) in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
-        assert torch.equal(wanted, got), name
-
-
-@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
-def test_broken_weights_are_refused(tmp_path: Path, name: str) -> None:
-    """A truncated file, and one of other things, are refused."""
-    path = tmp_path / name
-    for content in (b"", b"not weights at all, but long enough to be read as a header"):
-        path.write_bytes(content)
-        with pytest.raises(FileFormatError, match="Expected weights"):
-            load_weights(PlainCNN(), path)
-
-
-def test_pickled_code_is_not_run(tmp_path: Path) -> None:
-    """A whole pickled network is refused rather than executed."""
-    torch.save(PlainCNN(), tmp_path / "network.pt")
-    with pytest.raises(FileFormatError):
-        load_weights(PlainCNN(), tmp_path / "network.pt")
 
 
 # ---------------------------------------------------------------- interruptions
