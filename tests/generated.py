@@ -119,7 +119,7 @@ def networks(draw: Draw) -> nn.Module:
     layers, channels = _features(draw, 3, draw(st.integers(2, 5)), depth=0)
     layers.append(nn.AdaptiveAvgPool2d(draw(st.sampled_from([1, 2]))))
     layers.append(nn.Flatten())
-    width = channels * layers[-2].output_size**2
+    width = channels * layers[-2].output_size ** 2
     for _ in range(draw(st.integers(0, 2))):
         hidden = draw(st.integers(2, 9))
         layers += [nn.Linear(width, hidden, bias=draw(st.booleans())), draw(st.sampled_from(ACTIVATIONS))()]
@@ -195,10 +195,10 @@ def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def random_selection(structures: Structures, keep: float, seed: int) -> np.ndarray:
-    """Each structure kept with probability ``keep``, at least one of every axis."""
+def random_selection(structures: Structures, keep: float, seed: int, least: int = 1) -> np.ndarray:
+    """Each structure kept with probability ``keep``, at least ``least`` of every axis."""
     rng = np.random.default_rng(seed)
     selection = rng.random(structures.n) < keep
     for axis in structures.axes:
-        selection[axis.start + rng.integers(axis.size)] = True
+        selection[axis.start + rng.permutation(axis.size)[:least]] = True
     return selection

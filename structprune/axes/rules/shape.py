@@ -127,27 +127,15 @@ def expand(state: Propagation, value: Value, sizes: Sequence[Any], **kwargs: Any
 
 
 def repeat(state: Propagation, value: Value, repeats: Sequence[int]) -> Value:
-    """Tile: repeated entries carry the ids of the entry they repeat; dimensions that grow from 1 are expanded."""
+    """Tile: repeated entries carry the ids of the entry they repeat, and the copies have ids of their own."""
     new = len(repeats) - len(value.labels)
     padded = [empty_label(1)] * new + list(value.labels)
-    labels, grown = [], []
-    for label, times in zip(padded, repeats, strict=True):
-        grows = len(label) == 1 and times > 1
-        grown.append(grows)
-        if grows:
-            _drop(state, [label])
-            labels.append(state.ids.fresh(times))
-        else:
-            labels.append(label if times == 1 else merge_labels([empty_label(times), label]))
+    copies = [state.ids.fresh(times) if times > 1 else empty_label(times) for times in repeats]
+    labels = [merge_labels([copy, label]) for copy, label in zip(copies, padded, strict=True)]
     source = state.node.args[0]
-
-    def rewrite(keep: Keep) -> Call:
-        sizes = zip(labels, repeats, grown, strict=True)
-        return Call(aten.repeat.default, (source, [keep.size(x) if grows else times for x, times, grows in sizes]), {})
-
-    state.resize(rewrite)
-    flags = zip([*[True] * new, *value.zero], grown, strict=True)
-    return Value.of(labels, [flag and not grows for flag, grows in flags])
+    state.resize(lambda keep: Call(aten.repeat.default, (source, [keep.size(copy) for copy in copies]), {}))
+    flags = zip([*[True] * new, *value.zero], repeats, strict=True)
+    return Value.of(labels, [flag and times == 1 for flag, times in flags])
 
 
 def cat(state: Propagation, values: Sequence[Value], dim: int = 0) -> Value:

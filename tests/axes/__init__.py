@@ -1,0 +1,1 @@
+"""Tests of tracing and of the algebra of axes."""
