@@ -70,6 +70,8 @@ class LayerReconstruction:
 
     def __post_init__(self) -> None:
         valid_examples(self.examples)
+        if isinstance(self.probes, bool) or not isinstance(self.probes, int) or self.probes < 0:
+            raise ValueError(f"Expected probes to be an integer >= 0. Got {self.probes!r}. Use 4, or 0 for none.")
         if not 0 < self.damping < 1:
             raise ValueError(f"Expected damping between 0 and 1. Got {self.damping}. Use for instance 0.01.")
 
