@@ -20,7 +20,7 @@ from tests.generated import Attention, images, networks, random_selection
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@settings(max_examples=20, suppress_health_check=SLOW)
+@settings(max_examples=12, suppress_health_check=SLOW)
 @given(networks(), st.sampled_from([0.3, 0.6, 0.9]), st.integers(0, 100))
 def test_random_networks_compile_to_the_masked_network(model: nn.Module, keep: float, seed: int):
     """Any network, any selection: equal to 1e-5 in float32 and to 1e-10 in float64, and as large as predicted."""
@@ -32,7 +32,7 @@ def test_random_networks_compile_to_the_masked_network(model: nn.Module, keep: f
     compiled_equals_masked(*double, selection, effective=False)
 
 
-@settings(max_examples=10, suppress_health_check=SLOW)
+@settings(max_examples=6, suppress_health_check=SLOW)
 @given(networks(), st.integers(0, 100))
 def test_torch_counts_the_same_multiplications(model: nn.Module, seed: int):
     """torch's counter agrees on the dense and the compiled network, where it counts: not in fused attention."""
