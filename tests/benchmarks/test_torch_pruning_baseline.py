@@ -7,12 +7,21 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from _pytest.mark.structures import ParameterSet
 
 from benchmarks.case import Case, count_macs
 from benchmarks.cifar import ResNet
 from benchmarks.torch_pruning_baseline import METHODS, TorchPruning, gradients
 
 tp = pytest.importorskip("torch_pruning", reason="needs torch-pruning: pip install '.[bench]'")
+
+
+QUICK = ("tp-magnitude-global", "tp-magnitude-steps-bn", "tp-taylor-uniform-bn")  # every way of searching
+
+
+def case_of(method: TorchPruning) -> ParameterSet:
+    """Return the method under its name; all but a few of the quick ones are marked slow."""
+    return pytest.param(method, id=method.name, marks=() if method.name in QUICK else pytest.mark.slow)
 
 
 @pytest.fixture
@@ -22,7 +31,7 @@ def case() -> Case:
     return Case(ResNet(8).eval(), 0.6, batches, seed=0)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [case_of(method) for method in METHODS])
 def test_it_lands_within_the_cap(method: TorchPruning, case: Case) -> None:
     """Each setting stays within the cap by our yardstick, near it, and leaves the network as it was."""
     before = copy.deepcopy(case.model.state_dict())
