@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from structprune.axes import RULES, LabelledGraph, as_example, propagate, trace
 from structprune.axes.discovery import FoundAxis, Pinned, find_axes
+from structprune.axes.graph import Example, run
 
 __all__ = ["Axis", "ChannelAxis", "EntryAxis", "Member", "Pinned", "Structures", "blocks", "channels", "kernels", "nm"]
 
@@ -307,7 +308,7 @@ def _patterns(model: nn.Module, keep_whole: Iterable[str | nn.Module]) -> list[s
                     f"Expected keep_whole to hold modules of the model. Got a foreign {type(item).__name__}. "
                     "Pass model.get_submodule(name) or the name itself."
                 )
-            item = names[item]
+            item = names[item] or "*"
         matching = [pattern for pattern in (item, f"{item}.*") if fnmatch.filter(tensors, pattern)]
         if not matching:
             raise ValueError(
@@ -318,7 +319,7 @@ def _patterns(model: nn.Module, keep_whole: Iterable[str | nn.Module]) -> list[s
     return patterns
 
 
-def _with_two_examples(model: nn.Module, example: Any) -> Any:
+def _with_two_examples(model: nn.Module, example: Example) -> Example:
     """Repeat a batch of one, so that the batch can be told from a broadcast dimension; keep it if that fails."""
     leaves = [leaf for leaf in example.flat() if isinstance(leaf, Tensor)]
     if not leaves or any(leaf.ndim == 0 or leaf.shape[0] != 1 for leaf in leaves):
@@ -326,10 +327,9 @@ def _with_two_examples(model: nn.Module, example: Any) -> Any:
     args, kwargs = torch.utils._pytree.tree_map(
         lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, (example.args, dict(example.kwargs))
     )
-    twice = type(example)(args, kwargs)
+    twice = Example(args, kwargs)
     try:
-        with torch.no_grad():
-            model(*twice.args, **twice.kwargs)
+        run(model, twice)
     except Exception:  # a network for single examples only: trace it as it is used
         return example
     return twice

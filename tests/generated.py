@@ -117,9 +117,10 @@ def networks(draw: Draw) -> nn.Module:
     """A network that takes :func:`images`."""
     torch.manual_seed(draw(st.integers(0, 2**20)))
     layers, channels = _features(draw, 3, draw(st.integers(2, 5)), depth=0)
-    layers.append(nn.AdaptiveAvgPool2d(draw(st.sampled_from([1, 2]))))
+    pixels: int = draw(st.sampled_from([1, 2]))
+    layers.append(nn.AdaptiveAvgPool2d(pixels))
     layers.append(nn.Flatten())
-    width = channels * layers[-2].output_size ** 2
+    width = channels * pixels**2
     for _ in range(draw(st.integers(0, 2))):
         hidden = draw(st.integers(2, 9))
         layers += [nn.Linear(width, hidden, bias=draw(st.booleans())), draw(st.sampled_from(ACTIVATIONS))()]

@@ -152,6 +152,7 @@ def kept_whole(item: Any) -> set[str]:
         (lambda model: ["bn2"], {"conv1", "conv3"}),
         (lambda model: ["conv1.bias"], {"conv2", "conv3"}),
         (lambda model: "conv?", set()),
+        (lambda model: model, set()),
         (lambda model: ["bn*", "head.fc"], set()),
     ],
 )
@@ -179,14 +180,23 @@ def test_foreign_modules_and_names_are_refused():
         blocks(model, keep_whole=["conv9"])
 
 
+def test_finding_channels_leaves_statistics_alone():
+    """A network in training mode and an example of one: batch norm must not see the forward passes."""
+    model, example = BY_NAME["plain"].make()
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    channels(model, example[:1])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_masking_writes_refit_weights_first():
     """apply_masks works in place: refit, then zeros."""
     model, _ = BY_NAME["mlp"].make()
     structures = channels_of(BY_NAME["mlp"])
     selection = random_selection(structures, 0.5, 0)
     structures.apply_masks(model, selection, {"fc1.weight": torch.ones(16, 10)})
-    assert torch.equal(model.fc1.weight[:, 0] == 1, torch.from_numpy(selection[:16]))
-    assert not model.fc1.bias[~torch.from_numpy(selection[:16])].any()
+    assert torch.equal(model.get_parameter("fc1.weight")[:, 0] == 1, torch.from_numpy(selection[:16]))
+    assert not model.get_parameter("fc1.bias")[~torch.from_numpy(selection[:16])].any()
 
 
 def test_members_and_entries_are_consistent():
