@@ -116,7 +116,7 @@ class Statistics(nn.Module):
         self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.first(x).relu() * sum(self.first.weight.detach()[0].tolist()))
+        return self.last(self.first(x).relu() * sum(self.first.weight.detach().flatten().tolist()))
 
 
 def test_when_nothing_equals_the_masked_network_the_error_says_what_was_tried():
