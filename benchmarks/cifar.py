@@ -152,7 +152,7 @@ class Block(nn.Module):
         y = self.bn2(self.conv2(y))
         if self.extra:
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra, self.extra))
-        return F.relu(x + y)
+        return F.relu(y + x)
 
 
 class ResNet(nn.Module):

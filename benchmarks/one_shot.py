@@ -57,7 +57,7 @@ class Solve:
     with_data
         Whether `solve` is given the calibration images; without, batch norm stays as trained.
     inner_only
-        Whether the residual stream is kept whole, so that the choice is among what Torch-Pruning can prune here.
+        Whether the residual stream is kept whole, so that the choice is among what Torch-Pruning can prune well here.
     """
 
     name: str
@@ -277,6 +277,8 @@ def run(options: argparse.Namespace, command: str, console: Console) -> list[Row
             )
             row = run_row(method, Case(networks[name], cap, calibration, options.seed), test, blank)
             write_row(options.out, row)
+        # What a method is called may have changed since a row was written.
+        row = replace(row, label=method.label, software=method.software, batch_norm=method.batch_norm)
         rows.append(row)
         said = row.failure or f"{100 * (row.accuracy or 0):.2f} %, {row.seconds} s"
         console.print(said, markup=False, soft_wrap=True)

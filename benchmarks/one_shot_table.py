@@ -206,9 +206,10 @@ def as_markdown(rows: Sequence[Row], command: str) -> str:
             f"same {used.calibration:,} training images (seed {used.seed}) and at no test image. Batch norm "
             "'recalibrated' means that its statistics are measured anew on these images, 're-fitted' that the "
             "surviving weights are fitted on them too.  ",
-            "Torch-Pruning prunes the blocks' inner channels, because its graph does not follow the padded shortcut. "
-            "'global' is one threshold for all layers, 'uniform' the same fraction of each; either lands as close "
-            "below the cap as bisection of its ratio gets it, or with its own loop of steps.  ",
+            "'Inner channels' are those within blocks. Torch-Pruning takes the residual stream too ('all channels') "
+            "when only the classifier is ignored, but misaligns the padded shortcut then; inner channels are its best "
+            "chance. 'Global' is one threshold for all layers, 'uniform' the same fraction of each; either lands as "
+            "close below the cap as bisection of its ratio gets it, or with its own loop of steps.  ",
             "Macs are counted by torch's flop counter for every method. The gap is (bound - objective) / "
             "(total - objective) of the value kept; Torch-Pruning knows none. Seconds are those of pruning (scoring, "
             f"search, re-fit) on {first.machine}, shared with other work: an indication only.  ",

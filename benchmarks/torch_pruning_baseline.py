@@ -3,9 +3,12 @@
 Its budget is a fraction of channels and not of macs, so the fraction that lands at or just below the cap is searched
 for, or its own loop of small steps is run until the cap is met.
 
-Its graph does not follow the padded shortcut of the CIFAR ResNets: with the classifier alone in ``ignored_layers``,
-pruning stops with an IndexError at any ratio. The layers that write to the residual stream (the stem and the second
-convolution of each block) are therefore ignored too, and the inner channels of the blocks are what it prunes.
+Its graph does not know what the padded shortcut of the CIFAR ResNets does: it removes channel i of the stem together
+with channel i of the wider stages, where the padding has put channel i at i + 8 and i + 24. What remains is shifted
+against the weights that read it, so with the classifier alone in ``ignored_layers`` the network is wrecked, without a
+warning. (With the operands of the residual sum in the other order it stops with an IndexError instead.) Those rows are
+called 'all channels'. The others ignore the layers that write to the residual stream too, the stem and the second
+convolution of each block: its best chance here.
 
 References
 ----------
@@ -80,6 +83,8 @@ class TorchPruning:
     steps
         1: all at once, the ratio found by bisection. More: its loop of small steps with scores taken anew in each,
         gradients included, ended by the first that meets the cap.
+    all_channels
+        Whether the classifier alone is ignored, as its README says, and not the residual stream too.
     recalibrate
         Whether the batch norm statistics are measured anew on the calibration images.
     """
@@ -90,17 +95,19 @@ class TorchPruning:
     needs_gradients: bool
     global_pruning: bool
     steps: int = 1
+    all_channels: bool = False
     recalibrate: bool = False
 
     @property
     def name(self) -> str:
         scope = "uniform" if not self.global_pruning else "steps" if self.steps > 1 else "global"
-        return f"tp-{self.key}-{scope}" + ("-bn" if self.recalibrate else "")
+        return f"tp-{self.key}-{scope}" + "-all" * self.all_channels + "-bn" * self.recalibrate
 
     @property
     def label(self) -> str:
         scope = "global" if self.global_pruning else "uniform"
-        return f"{self.title}, {scope}" + (f", {self.steps} steps" if self.steps > 1 else "")
+        where = "all channels" if self.all_channels else "inner channels"
+        return f"{self.title}, {where}, {scope}" + (f", {self.steps} steps" if self.steps > 1 else "")
 
     @property
     def software(self) -> str:
@@ -153,6 +160,8 @@ class TorchPruning:
     def _pruned(self, case: Case, grads: dict[str, Tensor], ratio: float) -> Iterator[nn.Module]:
         """Prune a copy, which is yielded after each step."""
         model = copy.deepcopy(case.model)
+        if not isinstance(model, ResNet):
+            raise TypeError(f"Expected a ResNet of benchmarks.cifar. Got {type(model).__name__}. Pass one of them.")
         pruner = torch_pruning().pruner.BasePruner(
             model,
             case.example,
@@ -160,7 +169,7 @@ class TorchPruning:
             pruning_ratio=ratio,
             global_pruning=self.global_pruning,
             iterative_steps=self.steps,
-            ignored_layers=outside_blocks(model),
+            ignored_layers=[model.linear] if self.all_channels else [model.linear, *residual_writers(model)],
         )
         for step in range(self.steps):
             if self.needs_gradients and step:
@@ -172,12 +181,9 @@ class TorchPruning:
             yield model
 
 
-def outside_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the layers whose outputs are the residual stream or the classes."""
-    if not isinstance(model, ResNet):
-        raise TypeError(f"Expected a ResNet of benchmarks.cifar. Got {type(model).__name__}. Pass one of them.")
-    second = [module.conv2 for module in model.modules() if isinstance(module, Block)]
-    return [model.conv1, *second, model.linear]
+def residual_writers(model: ResNet) -> list[nn.Module]:
+    """Return the layers whose outputs are the residual stream: the stem and the second convolution of each block."""
+    return [model.conv1, *(module.conv2 for module in model.modules() if isinstance(module, Block))]
 
 
 def gradients(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -196,6 +202,8 @@ SETTINGS = (
     TorchPruning("taylor", "group Taylor", taylor, needs_gradients=True, global_pruning=True),
     TorchPruning("taylor-raw", "group Taylor, not normalised", taylor_raw, needs_gradients=True, global_pruning=True),
     TorchPruning("taylor", "group Taylor", taylor, needs_gradients=True, global_pruning=False),
+    TorchPruning("magnitude", "group magnitude", magnitude, False, global_pruning=True, all_channels=True),
+    TorchPruning("taylor", "group Taylor", taylor, True, global_pruning=True, all_channels=True),
 )
 METHODS = (
     *(replace(one, recalibrate=recalibrate) for one in SETTINGS for recalibrate in (False, True)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,19 +52,23 @@ def test_the_counters_agree_about(case: Case) -> None:
     assert outcome.own_fraction == pytest.approx(used, abs=0.01)
 
 
-def test_its_graph_does_not_follow_the_padded_shortcut(case: Case) -> None:
-    """With the classifier alone ignored it fails, which is why the baseline ignores the residual stream."""
-    model = ResNet(20).eval()
-    importance = tp.importance.GroupMagnitudeImportance()
-    with pytest.raises(IndexError):
-        tp.pruner.BasePruner(
-            model,
-            case.example,
-            importance=importance,
-            pruning_ratio=0.2,
-            global_pruning=True,
-            ignored_layers=[model.linear],
-        ).step()
+def test_it_misaligns_the_padded_shortcut(case: Case) -> None:
+    """Stem channel 0 takes channel 0 of the wider stages along, not 8 and 24: hence rows for inner channels only."""
+    model = copy.deepcopy(case.model)
+    assert isinstance(model, ResNet)
+    graph = tp.DependencyGraph().build_dependency(model, case.example)
+    group = graph.get_pruning_group(model.conv1, tp.prune_conv_out_channels, idxs=[0])
+    modules = dict(model.named_modules())
+    removed = {dep.target.module: channels for dep, channels in group}
+    assert [removed[modules[f"layer{stage}.0.conv2"]] for stage in (1, 2, 3)] == [[0], [0], [0]]
+
+
+def test_all_channels_are_more(case: Case) -> None:
+    """With the classifier alone ignored the stem is pruned, otherwise it stays whole."""
+    everything = next(method for method in METHODS if method.all_channels)
+    narrow, whole = (method.prune(case).model for method in (everything, replace(everything, all_channels=False)))
+    assert isinstance(narrow, ResNet) and isinstance(whole, ResNet)
+    assert narrow.conv1.out_channels < 16 == whole.conv1.out_channels
 
 
 def test_gradients_are_those_of_the_mean_over_all_images(case: Case) -> None:
