@@ -100,6 +100,7 @@ CRITERIA: list[Criterion] = [
     Magnitude(p=1),
     Magnitude(p=2),
     Magnitude(p=2, normalise="none"),
+    Magnitude(p=2, normalise="group"),
     Taylor(),
     Taylor(examples=3, absolute=True),
     Fisher(examples=3),

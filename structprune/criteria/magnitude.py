@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import nn
 
 from structprune.criteria.scores import Data, Scores, finite_scores
@@ -18,17 +19,23 @@ __all__ = ["Magnitude"]
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Norm of all weights that a structure takes with it.
+    """How much of the weights a structure takes with it.
 
-    v_g = (sum_{i in g} |w_i|^p)^(1/p), divided by its mean over the axis with ``normalise='group'``, so that the
-    structures of axes of other sizes and scales compare. An axis whose weights are all zero is worth zero.
+    By default, summed over the layers that it is part of, the share of the layer's |w|^p:
+
+        v_g = sum_layers  sum_{i in g, layer} |w_i|^p / sum_{i in layer} |w_i|^p.
+
+    So a channel of a residual stream, which every block reads and writes, counts once for each of them. Layers are
+    the weights of two dimensions or more; vectors (biases, batch norms) scale what the matrices give and are left
+    out. The norm of the whole group, (sum_{i in g} |w_i|^p)^(1/p), is there with 'none', and divided by its mean
+    over the axis with 'group'. Structures whose weights are all zero are worth zero.
 
     Attributes
     ----------
     p
         1 or 2.
     normalise
-        'group' for the mean over the axis, 'none' for the plain norm.
+        'layer' for shares of layers, 'group' for the norm relative to the axis' mean, 'none' for the plain norm.
 
     References
     ----------
@@ -37,13 +44,13 @@ class Magnitude:
     """
 
     p: Literal[1, 2] = 2
-    normalise: Literal["group", "none"] = "group"
+    normalise: Literal["layer", "group", "none"] = "layer"
 
     def __post_init__(self) -> None:
         if self.p not in (1, 2):
             raise ValueError(f"Expected p to be 1 or 2. Got {self.p!r}. Use 2 for the Euclidean norm.")
-        if self.normalise not in ("group", "none"):
-            raise ValueError(f"Expected normalise to be 'group' or 'none'. Got {self.normalise!r}. Use 'group'.")
+        if self.normalise not in ("layer", "group", "none"):
+            raise ValueError(f"Expected normalise to be 'layer', 'group' or 'none'. Got {self.normalise!r}. Use 'layer'.")
 
     def __call__(
         self, model: nn.Module, structures: Structures, data: Data | None = None, loss: Loss | None = None
@@ -51,6 +58,13 @@ class Magnitude:
         powers = {
             name: weight.double().abs().pow(self.p) for name, weight in distinct(weights(model, structures)).items()
         }
+        if self.normalise == "layer":
+            shares = {
+                # Vectors count nothing, but a NaN in one of them is not to be passed over.
+                name: power / power.sum().clamp(min=torch.finfo(torch.float64).tiny) if power.ndim > 1 else power * 0
+                for name, power in powers.items()
+            }
+            return finite_scores(structures.sum(shares), structures, model, f"layers' share of |w|^{self.p}")
         # Entries in two rows of a structure are counted once by subtraction, which may leave -1e-17 for a zero.
         values = np.maximum(structures.sum(powers), 0) ** (1 / self.p)
         if self.normalise == "group":

@@ -128,7 +128,7 @@ def test_fisher_is_the_curvature_of_a_true_model() -> None:
 
 @pytest.mark.parametrize("p", [1, 2])
 def test_magnitude_by_hand(p: Literal[1, 2]) -> None:
-    """The norm runs over all parameters of the structure, statistics excluded, and is divided by the axis' mean."""
+    """Norms run over all parameters of the structure, statistics excluded; shares over its matrices, layer by layer."""
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1)).eval()
     with torch.no_grad():
         for parameter, numbers in zip(model.parameters(), ([3, -1], [4, 1], [2, 0], [1, 1], [-2, 3], [9]), strict=True):
@@ -138,7 +138,9 @@ def test_magnitude_by_hand(p: Literal[1, 2]) -> None:
     parts = np.array([[3, 4, 2, 1, 2], [1, 1, 0, 1, 3]])
     norms = (parts**p).sum(1) ** (1 / p)
     np.testing.assert_allclose(Magnitude(p, normalise="none")(model, structures).values, norms)
-    np.testing.assert_allclose(Magnitude(p)(model, structures).values, norms / norms.mean())
+    np.testing.assert_allclose(Magnitude(p, normalise="group")(model, structures).values, norms / norms.mean())
+    first, last = np.array([3, 1]) ** p, np.array([2, 3]) ** p
+    np.testing.assert_allclose(Magnitude(p)(model, structures).values, first / first.sum() + last / last.sum())
 
 
 def test_magnitude_ignores_buffers() -> None:
