@@ -50,7 +50,9 @@ class Magnitude:
         if self.p not in (1, 2):
             raise ValueError(f"Expected p to be 1 or 2. Got {self.p!r}. Use 2 for the Euclidean norm.")
         if self.normalise not in ("layer", "group", "none"):
-            raise ValueError(f"Expected normalise to be 'layer', 'group' or 'none'. Got {self.normalise!r}. Use 'layer'.")
+            raise ValueError(
+                f"Expected normalise to be 'layer', 'group' or 'none'. Got {self.normalise!r}. Use 'layer'."
+            )
 
     def __call__(
         self, model: nn.Module, structures: Structures, data: Data | None = None, loss: Loss | None = None
