@@ -43,7 +43,7 @@ CODE = ("structprune", "solvers", "benchmarks/*.py")  # what decides the figures
 BATCH = 256
 LAYOUT = torch.channels_last  # of the test images: evaluates about twice as fast on a CPU
 INTERRUPTED = 130
-WIDTH = 140  # of what is printed into files, in characters
+WIDTH = 160  # of what is printed into files, in characters
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def git(*arguments: str) -> str:
 
 def machine() -> str:
     """Return the processor in words."""
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch on {torch.get_num_threads()} of them"
 
 
 # ---------------------------------------------------------------- command line

@@ -33,7 +33,7 @@ from benchmarks.cifar import Block, ResNet
 __all__ = ["METHODS", "TorchPruning", "gradients", "torch_pruning"]
 
 HALVINGS = 12  # of the ratio: 1/4096 is less than one channel of any network here
-STEPS = 100
+STEPS = 400
 
 
 def torch_pruning() -> Any:
