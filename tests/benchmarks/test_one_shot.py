@@ -188,7 +188,7 @@ def test_a_run_is_resumed_by_row(data_folder: Path, tmp_path: Path, capsys: pyte
 def test_reconstruction_beats_the_baseline(data_folder: Path, tmp_path: Path) -> None:
     """ResNet-20 at half the macs, 200 images: layer reconstruction is ahead of Torch-Pruning by ten points or more."""
     command = ["--data", str(data_folder), "--models", "resnet20", "--budgets", "0.5", "--images", "200"]
-    command += ["--out", str(tmp_path), "--methods", "reconstruction", "magnitude", "tp-magnitude-steps-bn"]
+    command += ["--out", str(tmp_path), "--methods", "reconstruction", "magnitude", "tp-magnitude-steps100-bn"]
     assert one_shot.main(command) == 0
     rows = {one["method"]: one for one in json.loads((tmp_path / "rows.json").read_text())}
     best = max(one["accuracy"] for name, one in rows.items() if name.startswith("tp-"))
