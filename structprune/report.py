@@ -249,7 +249,7 @@ class Report:
             ("value", self.value_text()),
         ]
         if self.predicted_loss is not None:
-            facts.append(("predicted", f"{short_number(self.predicted_loss)} {self.score_unit} lost"))
+            facts.append(("predicted", f"{short_number(self.predicted_loss)} {self.score_unit} lost on the scoring data"))
         if self.limit:
             facts.append(("limit", self.limit))
         if self.termination_text:
