@@ -249,7 +249,8 @@ class Report:
             ("value", self.value_text()),
         ]
         if self.predicted_loss is not None:
-            facts.append(("predicted", f"{short_number(self.predicted_loss)} {self.score_unit} lost on the scoring data"))
+            lost = f"{short_number(self.predicted_loss)} {self.score_unit} lost on the scoring data"
+            facts.append(("predicted", lost))
         if self.limit:
             facts.append(("limit", self.limit))
         if self.termination_text:
