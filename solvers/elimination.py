@@ -17,28 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.quadratic import QuadraticMap
+
 __all__ = ["Elimination", "QuadraticMap", "eliminate"]
 
 FloatArray = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class QuadraticMap:
-    """One linear map whose inputs are removed in groups.
-
-    Attributes
-    ----------
-    weight
-        ``(m, n)``; rows may be scaled by the square root of what an error in that output costs.
-    moment
-        ``(n, n)`` second moment of the inputs, positive definite (damped by the caller).
-    groups
-        ``(size, s)``: the inputs that structure ``i`` takes.
-    """
-
-    weight: FloatArray
-    moment: FloatArray
-    groups: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

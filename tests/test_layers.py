@@ -22,6 +22,7 @@ PACKAGES = ("solvers", "structprune", "benchmarks", "tests")
 # The longest prefix of a module's name decides. `structprune` itself is not a prefix: each of its parts has a row.
 LAYERS = {
     "solvers.problem": 1,
+    "solvers.quadratic": 1,
     "solvers.result": 1,
     "solvers.verify": 2,
     "solvers.bounds": 2,
