@@ -1,7 +1,8 @@
 """The allocation problem: how many structures does each group keep, within several integer budgets?
 
-    maximise   sum_g values_g[choice_g]
+    maximise   sum_g values_g[choice_g] + sum of value tables
     subject to sum of terms(levels[choice]) <= limit      for every capacity,
+               local limits, links, and no forbidden combination (a value of -inf),
 
 where a term is a product of levels (multiply-accumulates of a convolution are *width in* times *width out*) or a table
 of measured costs. Every amount is an integer and is compared as one. Nothing here knows a solver.
@@ -9,39 +10,52 @@ of measured costs. Every amount is an integer and is compared as one. Nothing he
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-IntArray: TypeAlias = NDArray[np.int64]
-FloatArray: TypeAlias = NDArray[np.float64]
-BoolArray: TypeAlias = NDArray[np.bool_]
+from solvers.packing import Packed, pack, read, write
+from solvers.terms import (
+    BoolArray,
+    Capacity,
+    FloatArray,
+    IntArray,
+    Link,
+    LocalLimit,
+    Polynomial,
+    Powers,
+    Product,
+    Table,
+    Term,
+    ValueTable,
+    frozen_integers,
+    polynomial,
+)
 
-#: Group indices with their powers, sorted by group: ``x_0^2 x_3`` is ``((0, 2), (3, 1))``.
-Powers: TypeAlias = tuple[tuple[int, int], ...]
-
-FILE_FORMAT = 1
-
-
-def _frozen_integers(values: ArrayLike, what: str) -> IntArray:
-    array = np.asarray(values)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"Expected {what} of an integer type. Got {array.dtype}. Convert them with astype(np.int64).")
-    frozen = array.astype(np.int64, copy=True)
-    frozen.setflags(write=False)
-    return frozen
+__all__ = [
+    "BoolArray",
+    "Capacity",
+    "Evaluation",
+    "FloatArray",
+    "Group",
+    "IntArray",
+    "Link",
+    "LocalLimit",
+    "Polynomial",
+    "Powers",
+    "Product",
+    "SelectionProblem",
+    "Table",
+    "Term",
+    "ValueTable",
+    "polynomial",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +85,9 @@ class Group:
     order: IntArray
 
     def __post_init__(self) -> None:
-        levels = _frozen_integers(self.levels, f"levels of group {self.name!r}")
+        levels = frozen_integers(self.levels, f"levels of group {self.name!r}")
         values = np.array(self.values, dtype=np.float64)
-        order = _frozen_integers(self.order, f"order of group {self.name!r}")
+        order = frozen_integers(self.order, f"order of group {self.name!r}")
         if levels.ndim != 1 or levels.size == 0:
             raise ValueError(
                 f"Expected levels of group {self.name!r} of shape (K,), K >= 1. Got {levels.shape}. "
@@ -109,103 +123,13 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Product:
-    """``coefficient * prod(level of g for g in groups)``; a repeated group is a power, no group a constant."""
-
-    groups: tuple[int, ...]
-    coefficient: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(operator.index(g) for g in self.groups))
-        object.__setattr__(self, "coefficient", operator.index(self.coefficient))
-        if self.coefficient < 0:
-            raise ValueError(
-                f"Expected a coefficient of at least 0. Got {self.coefficient} for groups {self.groups}. "
-                "Costs cannot be negative; put a saving on the other side as a larger limit."
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """A measured cost per combination of levels.
-
-    Parameters
-    ----------
-    groups
-        Distinct group indices ``(g_0, g_1, ...)``.
-    entries
-        Integers of at least 0, shape ``(len(g_0), len(g_1), ...)``: one axis per group, one entry per level.
-    """
-
-    groups: tuple[int, ...]
-    entries: IntArray
-
-    def __post_init__(self) -> None:
-        groups = tuple(operator.index(g) for g in self.groups)
-        entries = _frozen_integers(self.entries, f"entries of the table over groups {groups}")
-        if not groups or len(set(groups)) != len(groups):
-            raise ValueError(f"Expected distinct groups, at least one. Got {groups}. Merge repeated axes of the table.")
-        if entries.ndim != len(groups):
-            raise ValueError(
-                f"Expected a table with {len(groups)} axes for groups {groups}. Got shape {entries.shape}. "
-                "Give one axis per group."
-            )
-        if entries.size and entries.min() < 0:
-            raise ValueError(
-                f"Expected costs of at least 0 in the table over groups {groups}. Got {int(entries.min())}. "
-                "Add a constant to the table and to the limit."
-            )
-        object.__setattr__(self, "groups", groups)
-        object.__setattr__(self, "entries", entries)
-
-
-Term: TypeAlias = Product | Table
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """At most ``limit`` units of ``resource``; the used amount is the sum of ``terms``."""
-
-    resource: str
-    limit: int
-    terms: tuple[Term, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "limit", operator.index(self.limit))
-        object.__setattr__(self, "terms", tuple(self.terms))
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """Kept value, used amount per resource, and whether every capacity holds."""
+    """Kept value, used amount per resource, whether everything holds, and a sentence for each thing that does not."""
 
     value: float
     used: Mapping[str, int]
     feasible: bool
-
-
-@dataclass(frozen=True)
-class Polynomial:
-    """Terms of one capacity with equal products merged: ``constant + sum coefficient * powers + tables``."""
-
-    constant: int
-    products: tuple[tuple[int, Powers], ...]
-    tables: tuple[Table, ...]
-
-
-def polynomial(terms: Iterable[Term]) -> Polynomial:
-    """Merge products of the same levels; the order of first appearance is kept."""
-    merged: dict[Powers, int] = {}
-    tables: list[Table] = []
-    for term in terms:
-        if isinstance(term, Table):
-            tables.append(term)
-            continue
-        powers = tuple((g, term.groups.count(g)) for g in sorted(set(term.groups)))
-        merged[powers] = merged.get(powers, 0) + term.coefficient
-    constant = merged.pop((), 0)
-    products = tuple((coefficient, powers) for powers, coefficient in merged.items() if coefficient)
-    return Polynomial(constant, products, tuple(tables))
+    violations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,26 +144,43 @@ class SelectionProblem:
         The budgets, one per resource.
     size
         Number of structures ``n``. Structures that no group names are always kept.
+    value_tables
+        Values of combinations of levels of several groups; ``-inf`` forbids one.
+    local_limits
+        Sums over a few groups that stay below a limit each, for instance peak memory at one operator.
+    links
+        Groups that keep the same level.
 
     Raises
     ------
     ValueError
-        Terms over groups that do not exist, tables of the wrong shape, structures in two groups, repeated names.
+        Terms over groups that do not exist, tables of the wrong shape, structures in two groups, repeated names,
+        links between groups without a common level.
     """
 
     groups: tuple[Group, ...]
     capacities: tuple[Capacity, ...]
     size: int
+    value_tables: tuple[ValueTable, ...] = ()
+    local_limits: tuple[LocalLimit, ...] = ()
+    links: tuple[Link, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
         object.__setattr__(self, "capacities", tuple(self.capacities))
         object.__setattr__(self, "size", operator.index(self.size))
+        for name in ("value_tables", "local_limits", "links"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_names()
         self._check_orders()
         for capacity in self.capacities:
             for term in capacity.terms:
-                self._check_term(capacity.resource, term)
+                self._check_term(f"terms of {capacity.resource!r}", term)
+        for table in self.value_tables:
+            self._check_term(f"value table {table.label!r}", table)
+        for limit in self.local_limits:
+            self._check_term(f"local limit {limit.label!r}", *limit.products)
+        self._check_links()
 
     def _check_names(self) -> None:
         for what, names in (
@@ -265,18 +206,46 @@ class SelectionProblem:
                 )
             seen[group.order] = True
 
-    def _check_term(self, resource: str, term: Term) -> None:
-        if any(g < 0 or g >= len(self.groups) for g in term.groups):
-            raise ValueError(
-                f"Expected group indices in 0 .. {len(self.groups) - 1} in the terms of {resource!r}. "
-                f"Got {term.groups}. Refer to groups by their position."
-            )
-        if isinstance(term, Table):
-            shape = tuple(len(self.groups[g]) for g in term.groups)
-            if term.entries.shape != shape:
+    def _check_term(self, where: str, *terms: Term | ValueTable) -> None:
+        for term in terms:
+            if any(g < 0 or g >= len(self.groups) for g in term.groups):
                 raise ValueError(
-                    f"Expected a table of shape {shape} for groups {term.groups} of {resource!r}, one entry per "
-                    f"level. Got {term.entries.shape}. Measure the table at the groups' levels."
+                    f"Expected group indices in 0 .. {len(self.groups) - 1} in the {where}. Got {term.groups}. "
+                    "Refer to groups by their position."
+                )
+            if not isinstance(term, Product):
+                shape = tuple(len(self.groups[g]) for g in term.groups)
+                if term.entries.shape != shape:
+                    raise ValueError(
+                        f"Expected a table of shape {shape} for groups {term.groups} in the {where}, one entry per "
+                        f"level. Got {term.entries.shape}. Measure the table at the groups' levels."
+                    )
+
+    def _check_links(self) -> None:
+        linked: set[int] = set()
+        for link in self.links:
+            if any(g < 0 or g >= len(self.groups) for g in link.groups):
+                raise ValueError(
+                    f"Expected group indices in 0 .. {len(self.groups) - 1} in a link. Got {link.groups}. "
+                    "Refer to groups by their position."
+                )
+            names = [self.groups[g].name for g in link.groups]
+            if linked & set(link.groups):
+                raise ValueError(
+                    f"Expected every group in one link at most. Got {names} beside another link of one of them. "
+                    "Merge the two links."
+                )
+            linked |= set(link.groups)
+            counts = {len(self.groups[g]) for g in link.groups}
+            if link.by_index and len(counts) > 1:
+                raise ValueError(
+                    f"Expected as many levels in each of the groups {names}, which are linked by index. "
+                    f"Got {sorted(counts)}. Give them matching levels, or link them by level."
+                )
+            if not link.by_index and not reduce(np.intersect1d, [self.groups[g].levels for g in link.groups]).size:
+                raise ValueError(
+                    f"Expected a level that all of the groups {names} have, since they are linked. Got none. "
+                    "Give them a common level, or link them by index."
                 )
 
     @cached_property
@@ -286,12 +255,28 @@ class SelectionProblem:
 
     @cached_property
     def total_value(self) -> float:
-        """Value when no capacity binds: the sum of each group's largest value."""
-        return math.fsum(float(group.values.max()) for group in self.groups)
+        """Value that nothing exceeds, whatever the capacities: what "lost" is measured from.
+
+        The sum of each group's largest value. With value tables the groups' values are shared equally among the tables
+        that they are in, and each table contributes its largest sum: that is the value of the dense network whenever
+        each of its parts is worth most when kept.
+        """
+        shares = [sum(g in table.groups for table in self.value_tables) for g in range(len(self.groups))]
+        parts = [float(group.values.max()) for group, share in zip(self.groups, shares, strict=True) if not share]
+        for table in self.value_tables:
+            total = table.entries
+            for axis, g in enumerate(table.groups):
+                shape = [-1 if a == axis else 1 for a in range(len(table.groups))]
+                total = total + (self.groups[g].values / shares[g]).reshape(shape)
+            parts.append(float(total.max()))
+        return math.fsum(parts)
 
     @property
     def minimum_choice(self) -> IntArray:
-        """Level index 0 everywhere, shape ``(G,)``; with products alone it uses least of every resource."""
+        """Level index 0 everywhere, shape ``(G,)``.
+
+        With products alone, and where nothing forbids it, it uses least of every resource.
+        """
         return np.zeros(len(self.groups), dtype=np.int64)
 
     @cached_property
@@ -316,8 +301,10 @@ class SelectionProblem:
         return array.astype(np.int64)
 
     def value(self, choice: Sequence[int] | IntArray) -> float:
-        """Kept value of a choice of level indices, correctly rounded."""
-        return math.fsum(float(group.values[choice[g]]) for g, group in enumerate(self.groups))
+        """Kept value of a choice of level indices, correctly rounded; ``-inf`` for a forbidden combination."""
+        parts = [float(group.values[choice[g]]) for g, group in enumerate(self.groups)]
+        parts += [float(table.entries[tuple(choice[g] for g in table.groups)]) for table in self.value_tables]
+        return math.fsum(parts)
 
     def used(self, choice: Sequence[int] | IntArray) -> tuple[int, ...]:
         """Exact used amount per capacity, in the order of ``capacities``."""
@@ -335,13 +322,34 @@ class SelectionProblem:
             amounts.append(amount)
         return tuple(amounts)
 
+    def violations(self, choice: Sequence[int] | IntArray, used: Sequence[int] | None = None) -> tuple[str, ...]:
+        """A sentence for every capacity, local limit, link and forbidden combination that a choice breaks."""
+        found = []
+        for amount, capacity in zip(self.used(choice) if used is None else used, self.capacities, strict=True):
+            if amount > capacity.limit:
+                found.append(f"{capacity.resource}: {amount} used, limit {capacity.limit}")
+        for limit in self.local_limits:
+            amount = sum(c * int(self._levels[g][choice[g]]) for g, c in limit.terms)
+            if amount > limit.limit:
+                found.append(f"local limit {limit.label!r}: {amount} used, limit {limit.limit}")
+        for table in self.value_tables:
+            if table.forbids and np.isneginf(table.entries[tuple(choice[g] for g in table.groups)]):
+                widths = {self.groups[g].name: int(self._levels[g][choice[g]]) for g in table.groups}
+                found.append(f"forbidden combination {table.label!r}: {widths}")
+        for link in self.links:
+            kept = [int(choice[g]) if link.by_index else int(self._levels[g][choice[g]]) for g in link.groups]
+            if len(set(kept)) > 1:
+                names = [self.groups[g].name for g in link.groups]
+                found.append(f"link {names}: {'level indices' if link.by_index else 'levels'} {kept} differ")
+        return tuple(found)
+
     def evaluate(self, choice: ArrayLike) -> Evaluation:
-        """Value, used amounts and feasibility of a choice of level indices, shape ``(G,)``."""
+        """Value, used amounts, feasibility and violations of a choice of level indices, shape ``(G,)``."""
         indices = self.checked(choice)
         used = self.used(indices)
-        feasible = all(amount <= capacity.limit for amount, capacity in zip(used, self.capacities, strict=True))
+        broken = self.violations(indices, used)
         names = [capacity.resource for capacity in self.capacities]
-        return Evaluation(self.value(indices), dict(zip(names, used, strict=True)), feasible)
+        return Evaluation(self.value(indices), dict(zip(names, used, strict=True)), not broken, broken)
 
     def selection(self, choice: ArrayLike) -> BoolArray:
         """Kept structures of a choice, shape ``(n,)``, True = kept."""
@@ -357,70 +365,25 @@ class SelectionProblem:
         if unknown:
             raise KeyError(f"Expected resources of this problem. Got {sorted(unknown)}. Use the capacities' names.")
         capacities = tuple(Capacity(c.resource, limits.get(c.resource, c.limit), c.terms) for c in self.capacities)
-        return SelectionProblem(self.groups, capacities, self.size)
+        return replace(self, capacities=capacities)
 
-    def _pack(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        """A JSON header and the arrays that it refers to by name."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for g, group in enumerate(self.groups):
-            arrays |= {f"levels_{g}": group.levels, f"values_{g}": group.values, f"order_{g}": group.order}
-        capacities = []
-        for k, capacity in enumerate(self.capacities):
-            terms: list[dict[str, Any]] = []
-            for t, term in enumerate(capacity.terms):
-                if isinstance(term, Table):
-                    arrays[f"table_{k}_{t}"] = term.entries
-                    terms.append({"groups": term.groups})
-                else:
-                    terms.append({"groups": term.groups, "coefficient": term.coefficient})
-            capacities.append({"resource": capacity.resource, "limit": capacity.limit, "terms": terms})
-        names = [group.name for group in self.groups]
-        return {"format": FILE_FORMAT, "size": self.size, "groups": names, "capacities": capacities}, arrays
+    def _packed(self) -> Packed:
+        return pack(
+            [(group.name, group.levels, group.values, group.order) for group in self.groups],
+            *(self.capacities, self.size, self.value_tables, self.local_limits, self.links),
+        )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that defines the problem, as 64 hexadecimal digits."""
-        header, arrays = self._pack()
-        digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-        for name in sorted(arrays):
-            digest.update(f"{name}{arrays[name].shape}".encode())
-            digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-        return digest.hexdigest()
+        return self._packed().digest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one ``.npz`` file, whole or not at all: arrays and a JSON header, no pickles."""
-        header, arrays = self._pack()
-        target = Path(path)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write one file, whole or not at all, no pickles: JSON when its name ends so, else ``.npz``."""
+        write(self._packed(), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SelectionProblem:
         """Read what ``save`` wrote. Raises ValueError for a file of another kind."""
-        with np.load(path, allow_pickle=False) as stored:
-            header = json.loads(str(stored["header"])) if "header" in stored else {}
-            if header.get("format") != FILE_FORMAT:
-                raise ValueError(
-                    f"Expected a selection problem of format {FILE_FORMAT} in {os.fspath(path)!r}. "
-                    f"Got {header.get('format')!r}. Save it again with this version."
-                )
-            groups = tuple(
-                Group(name, stored[f"levels_{g}"], stored[f"values_{g}"], stored[f"order_{g}"])
-                for g, name in enumerate(header["groups"])
-            )
-            capacities = []
-            for k, packed in enumerate(header["capacities"]):
-                terms: list[Term] = []
-                for t, term in enumerate(packed["terms"]):
-                    scope = tuple(term["groups"])
-                    if "coefficient" in term:
-                        terms.append(Product(scope, term["coefficient"]))
-                    else:
-                        terms.append(Table(scope, stored[f"table_{k}_{t}"]))
-                capacities.append(Capacity(packed["resource"], packed["limit"], tuple(terms)))
-        return cls(groups, tuple(capacities), header["size"])
+        groups, capacities, size, tables, limits, links = read(path)
+        return cls(tuple(Group(*group) for group in groups), capacities, size, tables, limits, links)

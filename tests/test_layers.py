@@ -21,6 +21,8 @@ PACKAGES = ("solvers", "structprune", "benchmarks", "tests")
 
 # The longest prefix of a module's name decides. `structprune` itself is not a prefix: each of its parts has a row.
 LAYERS = {
+    "solvers.terms": 1,
+    "solvers.packing": 1,
     "solvers.problem": 1,
     "solvers.quadratic": 1,
     "solvers.result": 1,
