@@ -10,14 +10,10 @@ set. What it makes is counted by torch's flop counter and measured on the test i
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 
@@ -30,6 +26,7 @@ from benchmarks import torch_pruning_baseline
 from benchmarks.case import Case, Method, Outcome, count_macs
 from benchmarks.cifar import Images, MissingDataError, data_folder, images, trained_resnet
 from benchmarks.one_shot_table import Row, Settings, as_table, read_row, write_row, write_tables
+from benchmarks.provenance import ROOT, commit, machine, versions
 from structprune.budget import Budget
 from structprune.criteria import Fisher, LayerReconstruction, Magnitude, Taylor
 from structprune.criteria.scores import Criterion
@@ -37,9 +34,9 @@ from structprune.data import evaluate
 from structprune.solve import solve
 from structprune.structures import channels
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "one_shot"
 CODE = ("structprune", "solvers", "benchmarks/*.py")  # what decides the figures, for git
+PACKAGES = ("torch", "numpy", "ortools", "torch-pruning")
 BATCH = 256
 LAYOUT = torch.channels_last  # of the test images: evaluates about twice as fast on a CPU
 INTERRUPTED = 130
@@ -148,40 +145,6 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-# ---------------------------------------------------------------- what it takes to repeat a row
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computes the figures."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "numpy", "ortools", "torch-pruning"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    """Return the checkout's commit, with a + if files of the packages differ from it; 'unknown' without git."""
-    try:
-        head = git("rev-parse", "--short=12", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+" if changed else "")
-
-
-def git(*arguments: str) -> str:
-    """Return what git prints in the checkout."""
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def machine() -> str:
-    """Return the processor in words."""
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch on {torch.get_num_threads()} of them"
-
-
 # ---------------------------------------------------------------- command line
 
 
@@ -255,7 +218,19 @@ def run(options: argparse.Namespace, command: str, console: Console) -> list[Row
     test = Images(test.inputs.contiguous(memory_format=LAYOUT), test.targets)
     calibration = images(folder, "train_0").sample(options.calibration, options.seed).batches(BATCH)
     used = Settings(len(test), options.calibration, options.seed)
-    about = Row("", 1.0, "", "", "", "", used, versions=versions(), commit=commit(), command=command, machine=machine())
+    about = Row(
+        "",
+        1.0,
+        "",
+        "",
+        "",
+        "",
+        used,
+        versions=versions(PACKAGES),
+        commit=commit(CODE),
+        command=command,
+        machine=f"{machine()}, torch on {torch.get_num_threads()} of them",
+    )
     methods = [method for method in METHODS if method.name in options.methods]
     todo: list[tuple[str, float, Method]] = []
     for name in networks:
