@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.problem import FloatArray, IntArray, Powers, SelectionProblem, Table
+from solvers.problem import Capacity, FloatArray, Group, IntArray, Powers, SelectionProblem, Table, Term
 
 __all__ = ["BASELINES", "Baseline"]
 
@@ -28,9 +28,22 @@ class Baseline:
     rule: Callable[[SelectionProblem], IntArray | None]
 
     def choose(self, problem: SelectionProblem) -> IntArray | None:
-        """Return a choice within budget, level indices ``(G,)``."""
-        choice = self.rule(problem)
-        assert choice is None or problem.evaluate(choice).feasible
+        """Return a choice within budget, level indices ``(G,)``.
+
+        These rules know budgets alone. Levels that a value table allows only together with others, as those of a
+        branch that goes whole, are left out.
+
+        Raises
+        ------
+        ValueError
+            Local limits, links, or value tables that say more than that.
+        """
+        free, dropped = freed(problem)
+        choice = self.rule(free)
+        if choice is None:
+            return None
+        choice = choice + dropped
+        assert problem.evaluate(choice).feasible
         return choice
 
 
@@ -43,6 +56,37 @@ class Step:
     after: int
     value: float
     cost: float
+
+
+def freed(problem: SelectionProblem) -> tuple[SelectionProblem, IntArray]:
+    """The problem without value tables, and how many of the lowest levels each group lost for that."""
+    dropped = np.zeros(len(problem.groups), dtype=np.int64)
+    for table in problem.value_tables:
+        for axis, g in enumerate(table.groups):
+            forbidding = np.isneginf(np.moveaxis(table.entries, axis, 0)[0]).any()
+            dropped[g] = max(dropped[g], int(forbidding and len(problem.groups[g]) > 1))
+    rest = [table.entries[tuple(slice(dropped[g], None) for g in table.groups)] for table in problem.value_tables]
+    if problem.local_limits or problem.links or any(entries.any() for entries in rest):
+        raise ValueError(
+            "Expected budgets, and value tables that only tie lowest levels. Got local limits, links or other tables. "
+            "Compare on a problem without them."
+        )
+    if not problem.value_tables:
+        return problem, dropped
+    groups = [
+        Group(group.name, group.levels[lost:], group.values[lost:], group.order)
+        for group, lost in zip(problem.groups, dropped.tolist(), strict=True)
+    ]
+    capacities = []
+    for capacity in problem.capacities:
+        terms: list[Term] = []
+        for term in capacity.terms:
+            if isinstance(term, Table):
+                where = tuple(slice(dropped[g], None) for g in term.groups)
+                term = Table(term.groups, term.entries[where])
+            terms.append(term)
+        capacities.append(Capacity(capacity.resource, capacity.limit, tuple(terms)))
+    return SelectionProblem(tuple(groups), tuple(capacities), problem.size), dropped
 
 
 # ---------------------------------------------------------------- exact costs around a choice

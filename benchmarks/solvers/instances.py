@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.solvers.latency_model import LatencyModel
 from benchmarks.solvers.networks import Network
-from solvers.problem import Capacity, Group, IntArray, SelectionProblem, Term
+from solvers.problem import Capacity, Group, IntArray, SelectionProblem, Term, ValueTable
 
 __all__ = ["SIGMAS", "levels_of", "name_of", "problem"]
 
@@ -31,6 +31,7 @@ def problem(
     seed: int = 0,
     by_degree: bool = False,
     latency: LatencyModel | None = None,
+    removable: bool = False,
 ) -> SelectionProblem:
     """Return the problem of choosing the widths of a network with synthetic scores.
 
@@ -49,13 +50,15 @@ def problem(
         Multiply a layer's scores by the number of operators that touch it, as a sum over its tensors would.
     latency
         Where the tables of 'latency_ns' come from; by default ``LatencyModel(seed=seed)``.
+    removable
+        Whether residual branches can be left out: the widths inside get level 0, all of a branch or none.
 
     Returns
     -------
     SelectionProblem
         One group per width, one capacity per budget; values rise by the sorted scores, 1 in total.
     """
-    levels = levels_of(network, step)
+    levels = levels_of(network, step, removable)
     rng = np.random.default_rng(seed)
     degrees = network.degrees()
     scores = []
@@ -73,16 +76,30 @@ def problem(
         _capacity(resource, fraction, network, levels, latency or LatencyModel(seed=seed))
         for resource, fraction in budgets.items()
     )
-    return SelectionProblem(tuple(groups), capacities, start)
+    tables = _together(network, levels) if removable else ()
+    return SelectionProblem(tuple(groups), capacities, start, value_tables=tables)
 
 
-def levels_of(network: Network, step: int) -> list[IntArray]:
-    """Return the allowed numbers of channels per width: multiples of the step, and all of them."""
+def levels_of(network: Network, step: int, removable: bool = False) -> list[IntArray]:
+    """Return the allowed numbers of channels per width: multiples of the step, and all of them; 0 in branches."""
+    inside = {width for block in network.blocks for width in block} if removable else set()
     found = []
-    for width in network.widths:
+    for index, width in enumerate(network.widths):
         each = -(-step // width.unit) * width.unit
-        found.append(np.unique(np.append(np.arange(each, width.size, each, dtype=np.int64), width.size)))
+        first = 0 if index in inside else each
+        found.append(np.unique(np.append(np.arange(first, width.size, each, dtype=np.int64), width.size)))
     return found
+
+
+def _together(network: Network, levels: list[IntArray]) -> tuple[ValueTable, ...]:
+    """Tables that forbid a branch of which one width is gone and the next is not."""
+    tables = []
+    for block in network.blocks:
+        for first, second in zip(block, block[1:], strict=False):
+            gone = (levels[first] == 0)[:, None], (levels[second] == 0)[None, :]
+            label = f"{network.widths[first].name} and {network.widths[second].name} go together"
+            tables.append(ValueTable((first, second), np.where(gone[0] == gone[1], 0.0, -np.inf), label))
+    return tuple(tables)
 
 
 def _capacity(

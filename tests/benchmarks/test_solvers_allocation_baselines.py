@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.solvers.allocation_baselines import BASELINES, Baseline, Costs, hull_steps
 from benchmarks.solvers.instances import problem
-from benchmarks.solvers.networks import mobilenet_v2, resnet18
-from solvers.problem import Capacity, Group, Product, SelectionProblem
+from benchmarks.solvers.networks import mobilenet_v2, resnet18, resnet50
+from solvers.problem import Capacity, Group, Link, Product, SelectionProblem
 from tests.solvers.instances import random_problem
 
 EACH = pytest.mark.parametrize("baseline", BASELINES, ids=lambda baseline: baseline.name)
@@ -71,6 +71,26 @@ def test_repeats(baseline: Baseline) -> None:
     assert first is not None
     assert again is not None
     assert first.tolist() == again.tolist()
+
+
+@EACH
+def test_removable_branches(baseline: Baseline) -> None:
+    """Branches that go whole are kept, at a width that the tables allow."""
+    given = problem(resnet50(), {"latency_ns": 0.6}, step=32, removable=True)
+    choice = baseline.choose(given)
+    assert choice is not None
+    assert given.evaluate(choice).feasible
+    assert all(given.groups[g].levels[choice[g]] > 0 for table in given.value_tables for g in table.groups)
+
+
+def test_links_are_refused() -> None:
+    """A rule that knows budgets alone says so."""
+    groups = tuple(
+        Group(name, np.array([1, 2]), np.arange(2.0), start + np.arange(2)) for start, name in ((0, "a"), (2, "b"))
+    )
+    given = SelectionProblem(groups, (), 4, links=(Link((0, 1)),))
+    with pytest.raises(ValueError, match="Expected budgets"):
+        BASELINES[0].choose(given)
 
 
 def test_costs_follow_moves() -> None:

@@ -102,6 +102,21 @@ def test_no_channels_no_time() -> None:
         assert table.entries.flat[-1] > 0
 
 
+def test_removable_branches() -> None:
+    """A branch of two widths goes whole or stays: the value tables forbid everything between."""
+    network = resnet50()
+    made = problem(network, {"latency_ns": 0.5}, step=64, removable=True)
+    assert len(made.value_tables) == len(network.blocks) == 12
+    choice = made.checked([len(group) - 1 for group in made.groups])
+    first, second = network.blocks[0]
+    choice[first] = 0
+    assert made.evaluate(choice).value == -np.inf
+    choice[second] = 0
+    assert np.isfinite(made.evaluate(choice).value)
+    dense = made.used([len(group) - 1 for group in made.groups])[0]
+    assert dense - made.used(choice)[0] > 3 * 0.8 * 5_000  # three operators less
+
+
 def test_unknown_resource() -> None:
     """A resource that shapes do not tell is refused."""
     with pytest.raises(ValueError, match="Expected 'macs' or 'params'"):

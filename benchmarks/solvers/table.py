@@ -1,0 +1,212 @@
+"""Rows as tables: verdicts, a summary by suite and method, and every row."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from benchmarks.solvers.record import Record
+from benchmarks.solvers.row import Row, Verdict
+
+__all__ = ["Reference", "Summary", "as_markdown", "excess", "reference", "suite_of", "summaries", "verdict_table"]
+
+SEED = re.compile(r"[,;]?\s*(seed|instance|draw)\s*\d+\b")
+HEADINGS = ("method", "n", "objective", "gap", "worst gap", "above the best bound", "seconds", "slowest", "MiB")
+ROW_HEADINGS = ("instance", "method", "objective", "bound", "gap", "seconds", "MiB", "facts")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The tightest bound that any method proved on an instance, and where losses are counted from."""
+
+    bound: float
+    maximised: bool
+    total: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method on the instances of a suite that differ in their seed alone: medians and worst."""
+
+    suite: str
+    method: str
+    rows: tuple[Row, ...]
+    excesses: tuple[float, ...]
+
+    def cells(self) -> list[str]:
+        """Return the table's cells, one for each of HEADINGS."""
+        gaps = [row.gap for row in self.rows if row.gap is not None]
+        objectives = [row.objective for row in self.rows if row.objective is not None]
+        seconds = [row.seconds for row in self.rows]
+        peaks = [row.peak_mib for row in self.rows if row.peak_mib is not None]
+        found = len(objectives)
+        return [
+            self.method,
+            str(len(self.rows)) if found == len(self.rows) else f"{len(self.rows)} ({len(self.rows) - found} without)",
+            _median(objectives, lambda value: f"{value:.6g}"),
+            _median(gaps, share),
+            share(max(gaps)) if gaps else "none",
+            _median(self.excesses, share),
+            _median(seconds, duration),
+            duration(max(seconds)),
+            _median(peaks, lambda value: f"{value:.3g}"),
+        ]
+
+
+def _median(values: Sequence[float], text: Callable[[float], str]) -> str:
+    return text(statistics.median(values)) if values else ""
+
+
+def share(value: float) -> str:
+    """Return a relative gap in words."""
+    return "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{100 * value:.3g} %"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds with two digits that count."""
+    return f"{seconds:.2g}" if seconds < 9.95 else f"{seconds:.0f}"
+
+
+def suite_of(instance: str) -> str:
+    """Return an instance's name without its seed."""
+    return SEED.sub("", instance).strip()
+
+
+# ---------------------------------------------------------------- gaps against the best bound
+
+
+def reference(rows: Sequence[Row]) -> Reference | None:
+    """Return the tightest bound among rows of one instance; None where nothing was proven."""
+    proven = [
+        (row.objective, row.bound, row.gap) for row in rows if row.bound is not None and row.objective is not None
+    ]
+    signs = {math.copysign(1, bound - objective) for objective, bound, _ in proven if bound != objective}
+    if not proven or len(signs) > 1:
+        return None
+    maximised = signs != {-1.0}
+    bounds = [bound for _, bound, _ in proven]
+    # gap = difference / lost tells what is lost, hence the total; the largest gap tells it best.
+    gap, objective, bound = max((gap or 0.0, objective, bound) for objective, bound, gap in proven)
+    total = objective + (bound - objective) / gap if gap > 0 else None
+    return Reference(min(bounds) if maximised else max(bounds), maximised, total)
+
+
+def excess(row: Row, best: Reference) -> float | None:
+    """Return how far a row is from the tightest bound, relative to what the bound loses; at least 0."""
+    if row.objective is None:
+        return None
+    difference = (best.bound - row.objective) if best.maximised else (row.objective - best.bound)
+    lost = abs(best.bound) if best.total is None else abs(best.total - row.objective)
+    return max(0.0, difference / lost) if lost > 0 else 0.0
+
+
+def summaries(rows: Sequence[Row]) -> dict[str, list[Summary]]:
+    """Return what each method reached, by suite, in the order of the rows."""
+    instances: dict[str, list[Row]] = {}
+    for row in rows:
+        instances.setdefault(row.instance, []).append(row)
+    known = {instance: reference(group) for instance, group in instances.items()}
+    suites: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        suites.setdefault(suite_of(row.instance), {}).setdefault(row.method, []).append(row)
+    return {
+        suite: [Summary(suite, method, tuple(group), _excesses(group, known)) for method, group in methods.items()]
+        for suite, methods in suites.items()
+    }
+
+
+def _excesses(group: Sequence[Row], known: Mapping[str, Reference | None]) -> tuple[float, ...]:
+    found = []
+    for row in group:
+        best = known[row.instance]
+        value = None if best is None else excess(row, best)
+        if value is not None:
+            found.append(value)
+    return tuple(found)
+
+
+# ---------------------------------------------------------------- pages
+
+
+def verdict_table(family: str, verdicts: Sequence[Verdict]) -> Table:
+    """Return the targets as a table for the console."""
+    table = Table(title=family, title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("target", "asked", "measured", "holds"):
+        table.add_column(heading)
+    for one in verdicts:
+        table.add_row(
+            one.target, one.asked, one.measured, "yes" if one.holds else "NO", style=None if one.holds else "red"
+        )
+    return table
+
+
+def as_markdown(
+    records: Mapping[str, Record], verdicts: Mapping[str, Sequence[Verdict]], plots: Mapping[str, str]
+) -> str:
+    """Return one page: how to read it, verdicts, a section per family with its plot, summary and rows.
+
+    Parameters
+    ----------
+    plots
+        Name of each family's picture, relative to the page.
+    """
+    lines = [
+        "# Solvers",
+        "",
+        "Objectives are in the family's own measure. A *gap* is what the method itself proves: (bound - objective) "
+        "relative to what is lost; *none* means that it proves nothing. *Above the best bound* is the distance from "
+        "the tightest bound that any method proved on the instance, relative to what is lost. Methods ran interleaved; "
+        "seconds are medians of wall time, MiB the most that Python and numpy held at once, counted in a separate run. "
+        "Scores called synthetic are drawn from a seed.",
+        "",
+        "| target | asked | measured | holds |",
+        "|---|---|---|---|",
+    ]
+    for found in verdicts.values():
+        lines += [_line([one.target, one.asked, one.measured, "yes" if one.holds else "**no**"]) for one in found]
+    for name, record in records.items():
+        versions = ", ".join(f"{package} {version}" for package, version in sorted(record.versions.items()))
+        lines += [
+            "",
+            f"## {name}{' (quick)' if record.quick else ''}",
+            "",
+            f"Command: `{record.command}`, {duration(record.seconds)} s  ",
+            f"Commit {record.commit}; {record.machine}; {versions}.",
+        ]
+        if name in plots:
+            lines += ["", f"![gap against time]({plots[name]})"]
+        for suite, group in summaries(record.rows).items():
+            lines += ["", f"### {suite}", "", _line(HEADINGS), "|---|" + "---:|" * (len(HEADINGS) - 1)]
+            lines += [_line(one.cells()) for one in group]
+        lines += _every_row(record.rows)
+    return "\n".join(lines) + "\n"
+
+
+def _every_row(rows: Sequence[Row]) -> list[str]:
+    lines = ["", f"<details><summary>All {len(rows)} rows</summary>", "", _line(ROW_HEADINGS)]
+    lines.append("|" + "---|" * len(ROW_HEADINGS))
+    for row in rows:
+        cells = [row.instance, row.method, _number(row.objective), _number(row.bound)]
+        cells += ["" if row.gap is None else share(row.gap), duration(row.seconds)]
+        cells += ["" if row.peak_mib is None else f"{row.peak_mib:.3g}"]
+        cells.append(", ".join(f"{name} {_fact(value)}" for name, value in row.facts.items()))
+        lines.append(_line(cells))
+    return [*lines, "", "</details>"]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.9g}"
+
+
+def _fact(value: float | int | str | bool | None) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
