@@ -1,0 +1,260 @@
+"""Exact search over the core of a multiple-choice knapsack: dynamic programming over lists of partial choices.
+
+An option whose reduced cost at the prices ``p`` exceeds ``D(p) - floor`` is in no choice worth more than ``floor``.
+What is left is the core (Balas and Zemel 1980; Pisinger 1995). Its classes are joined one after the other. A partial
+choice is dropped when it is over budget whatever follows, when its bound is at most ``floor``, or, with one budget,
+when another one leaves as much room and is worth as much. The bound of a partial choice is the linear relaxation of
+what follows: exact with one budget (a concave function of the room that is left), at several prices with more.
+
+Lists longer than ``beam`` are cut to the best bounds. The largest bound that was cut off, with ``floor`` and the best
+choice found, then bounds every choice: cutting weakens the proof, never falsifies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.bounds.multiple_choice import MultipleChoice
+from solvers.problem import BoolArray, FloatArray, IntArray
+
+#: Most entries of one list before it is cut to the beam.
+_MOST_ENTRIES = 2_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Core:
+    """What may still improve on a floor.
+
+    Parameters
+    ----------
+    classes
+        The classes with more than one option left, in the order in which they are joined.
+    members
+        For each of its options, the option of the whole problem, shape ``(N',)``.
+    fixed
+        Options of the whole problem in classes with one option left.
+    worth
+        Value of ``fixed``.
+    """
+
+    classes: MultipleChoice
+    members: IntArray
+    fixed: IntArray
+    worth: float
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Outcome of a search.
+
+    Parameters
+    ----------
+    options
+        Best choice found that is worth more than the floor, as options of the whole problem in class order, shape
+        ``(G,)``; None when there is none.
+    bound
+        No choice within budget is worth more than this and the floor.
+    complete
+        Whether no list was cut.
+    work
+        Partial choices that were formed.
+    """
+
+    options: IntArray | None
+    bound: float
+    complete: bool
+    work: int
+
+
+def reduce(classes: MultipleChoice, keep: BoolArray) -> Core | None:
+    """The core of the options ``keep``, shape ``(N,)``; None when a class keeps none, so nothing beats the floor."""
+    keep = keep.copy()
+    if len(classes.room) == 1:
+        _drop_dominated(classes, keep)
+    counts = np.add.reduceat(keep.astype(np.int64), classes.starts[:-1]) if len(classes) else np.zeros(0, np.int64)
+    if np.any(counts == 0):
+        return None
+    left = np.flatnonzero(keep)
+    single = counts[classes.owner[left]] == 1
+    fixed = left[single]
+    open_classes = np.flatnonzero(counts > 1)
+    options = left[~single]
+    edges = np.r_[0, np.cumsum(counts[open_classes])].astype(np.int64)
+    # Coarse classes first: the linear relaxation of the fine ones that follow is then close to the truth.
+    coarse = np.zeros(len(open_classes))
+    for row, unit in zip(classes.costs, classes.units, strict=True):
+        for j, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+            steps = np.diff(np.sort(row[options[a:b]]))
+            coarse[j] += float(steps[steps > 0].min(initial=0)) / unit if steps.size else 0.0
+    order = np.argsort(-coarse, kind="stable")
+    members = [options[edges[j] : edges[j + 1]] for j in order]
+    flat = np.concatenate(members) if members else np.zeros(0, dtype=np.int64)
+    starts = np.r_[0, np.cumsum([len(each) for each in members], dtype=np.int64)].astype(np.int64)
+    room = classes.room - classes.used(fixed)
+    inner = MultipleChoice(classes.values[flat], classes.costs[:, flat], starts, room)
+    return Core(inner, flat, fixed, float(classes.values[fixed].sum()))
+
+
+def _drop_dominated(classes: MultipleChoice, keep: BoolArray) -> None:
+    """With one budget: take out options of which another one of the class costs no more and is worth no less."""
+    left = np.flatnonzero(keep)
+    left = left[np.lexsort((-classes.values[left], classes.costs[0, left], classes.owner[left]))]
+    edges = np.searchsorted(classes.owner[left], np.arange(len(classes) + 1))
+    for a, b in zip(edges[:-1], edges[1:], strict=True):
+        values = classes.values[left[a:b]]
+        leading = np.r_[-np.inf, np.maximum.accumulate(values)[:-1]]
+        keep[left[a:b][values <= leading]] = False
+
+
+class _Suffix:
+    """Bounds on the value of the classes from one on, given the room that is left."""
+
+    def __init__(self, classes: MultipleChoice, prices: FloatArray) -> None:
+        self.classes = classes
+        count = len(classes)
+        self.least = np.zeros((len(classes.room), count + 1), dtype=np.int64)
+        self.least[:, :count] = np.cumsum(classes.least[:, ::-1], axis=1)[:, ::-1]
+        self.prices = prices
+        self.curves: list[tuple[FloatArray, FloatArray]] = []
+        self.heights = np.zeros((len(prices), count + 1))
+        if len(classes.room) == 1:
+            self._relaxations()
+        elif count:
+            best = np.array([classes.largest(classes.scores(price)) for price in prices])
+            self.heights[:, :count] = np.cumsum(best[:, ::-1], axis=1)[:, ::-1]
+            self.heights += np.array([classes.rounding(price) for price in prices])[:, None]
+
+    def _relaxations(self) -> None:
+        """Value of the linear relaxation by room, from the last class to the first: merged steps of the hulls."""
+        base, gains, widths = 0.0, np.zeros(0), np.zeros(0)
+        self.curves = [(np.zeros(1), np.zeros(1))]
+        for j in range(len(self.classes) - 1, -1, -1):
+            part = slice(self.classes.starts[j], self.classes.starts[j + 1])
+            heights, steps = _hull(self.classes.costs[0, part].astype(np.float64), self.classes.values[part])
+            base += heights[0]
+            gains, widths = np.r_[gains, np.diff(heights)], np.r_[widths, steps]
+            order = np.argsort(-gains / widths, kind="stable")
+            gains, widths = gains[order], widths[order]
+            self.curves.append((np.r_[0.0, np.cumsum(widths)], base + np.r_[0.0, np.cumsum(gains)]))
+        self.curves.reverse()
+
+    def bound(self, first: int, room: IntArray, worth: FloatArray) -> FloatArray:
+        """Bound on partial choices with ``room`` left, shape ``(m, n)``, and ``worth``, shape ``(n,)``."""
+        if len(room) == 1:
+            x, y = self.curves[first]
+            bound: FloatArray = worth + np.interp((room[0] - self.least[0, first]).astype(np.float64), x, y)
+            return bound
+        if not len(room):
+            bound = worth + self.heights[0, first]
+            return bound
+        left = room.astype(np.float64)
+        bound = np.full(len(worth), np.inf)
+        for price, height in zip(self.prices, self.heights[:, first], strict=True):
+            np.minimum(bound, price @ left + height, out=bound)
+        bound += worth
+        return bound
+
+
+def _hull(costs: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Heights of the rising upper hull of a class, from its cheapest option on, and the cost of each step."""
+    order = np.lexsort((-values, costs))
+    xs: list[float] = []
+    ys: list[float] = []
+    for x, y in zip(costs[order].tolist(), values[order].tolist(), strict=True):
+        if ys and y <= ys[-1]:
+            continue
+        while len(xs) > 1 and (y - ys[-1]) * (xs[-1] - xs[-2]) >= (ys[-1] - ys[-2]) * (x - xs[-1]):
+            xs.pop()
+            ys.pop()
+        if len(xs) == 1 and x == xs[0]:
+            xs.pop()
+            ys.pop()
+        xs.append(x)
+        ys.append(y)
+    return np.array(ys), np.diff(np.array(xs))
+
+
+def search(
+    core: Core, prices: FloatArray, floor: float, beam: int, most: int, stop: Callable[[], bool] = lambda: False
+) -> Found:
+    """Best choice of a core that is worth more than ``floor``.
+
+    Parameters
+    ----------
+    core
+        What `reduce` left.
+    prices
+        Prices at which partial choices are bounded, shape ``(q, m)``; not used with one budget.
+    floor
+        Value to beat.
+    beam
+        Longest list of partial choices.
+    most
+        Partial choices formed at most; beyond, lists are cut to what is left of it.
+    stop
+        Asked before each class; True gives the search up without a bound.
+    """
+    classes, suffix = core.classes, _Suffix(core.classes, prices)
+    if np.any(classes.room < suffix.least[:, 0]):
+        return Found(None, -np.inf, True, 0)
+    room, worth = classes.room[:, None].copy(), np.array([core.worth])
+    trail: list[tuple[IntArray, IntArray]] = []
+    cut, work, complete = -np.inf, 0, True
+    for j in range(len(classes)):
+        if stop():
+            return Found(None, np.inf, False, work)
+        part = slice(classes.starts[j], classes.starts[j + 1])
+        costs, values = classes.costs[:, part], classes.values[part]
+        wide = max(1, min(_MOST_ENTRIES, (most - work) // (len(classes) - j)) // len(values))
+        if len(worth) > wide:
+            kept, lost = _best(suffix.bound(j, room, worth), wide)
+            room, worth, cut, complete = room[:, kept], worth[kept], max(cut, lost), False
+            trail[-1] = trail[-1][0][kept], trail[-1][1][kept]
+        shape = (len(values), len(worth))
+        work += len(values) * len(worth)
+        room = (room[:, None, :] - costs[:, :, None]).reshape(len(room), -1)
+        worth = (values[:, None] + worth).ravel()
+        bound = suffix.bound(j + 1, room, worth)
+        alive = np.flatnonzero((room >= suffix.least[:, j + 1, None]).all(axis=0) & (bound > floor))
+        if len(room) == 1 and alive.size:
+            alive = alive[_undominated(room[0, alive], worth[alive])]
+        if alive.size > beam:
+            kept, lost = _best(bound[alive], beam)
+            alive, cut, complete = alive[kept], max(cut, lost), False
+        if not alive.size:
+            return Found(None, cut, complete, work)
+        room, worth = room[:, alive], worth[alive]
+        option, parent = np.divmod(alive, shape[1])
+        trail.append((parent, option))
+    best = int(np.argmax(worth))
+    if worth[best] <= floor:
+        return Found(None, cut, complete, work)
+    return Found(_unwind(core, trail, best), max(cut, float(worth[best])), complete, work)
+
+
+def _best(bound: FloatArray, count: int) -> tuple[IntArray, float]:
+    """Positions of the ``count`` largest bounds, in order, and the largest bound of the others."""
+    order = np.argsort(-bound, kind="stable")
+    return np.sort(order[:count]), float(bound[order[count]])
+
+
+def _undominated(room: IntArray, worth: FloatArray) -> IntArray:
+    """Partial choices to which no other leaves as much room at as much worth."""
+    order = np.argsort(-room, kind="stable")
+    ranked = worth[order]
+    leading = np.r_[-np.inf, np.maximum.accumulate(ranked)[:-1]]
+    kept: IntArray = order[ranked > leading]
+    return kept
+
+
+def _unwind(core: Core, trail: list[tuple[IntArray, IntArray]], last: int) -> IntArray:
+    picked = [core.fixed]
+    for j in range(len(core.classes) - 1, -1, -1):
+        parent, option = trail[j]
+        picked.append(core.members[[core.classes.starts[j] + int(option[last])]])
+        last = int(parent[last])
+    options: IntArray = np.sort(np.concatenate(picked))
+    return options
