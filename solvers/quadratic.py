@@ -180,13 +180,14 @@ class RefitProblem:
         return kept
 
 
-def _parts(one: QuadraticMap, kept: BoolArray) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
-    """Inputs that stay, ``W_P H_PS``, the Cholesky factor of ``H_SS``, and ``W_P H_PP W_P'`` (S stays, P goes)."""
+def _parts(one: QuadraticMap, kept: BoolArray) -> tuple[IntArray, FloatArray, FloatArray, float]:
+    """Inputs that stay, ``W_P H_PS``, the Cholesky factor of ``H_SS``, and ``tr(W_P H_PP W_P')`` (S stays, P goes)."""
     gone = np.asarray(one.groups[~kept], dtype=np.int64).ravel()
     stay = np.setdiff1d(np.arange(len(one.moment)), gone)
     removed = np.asarray(one.weight, dtype=np.float64)[:, gone]
     factor = cholesky(one.moment[np.ix_(stay, stay)], lower=True, check_finite=False)
-    return stay, removed @ one.moment[np.ix_(gone, stay)], factor, removed @ one.moment[np.ix_(gone, gone)] @ removed.T
+    total = float(np.sum((removed @ one.moment[np.ix_(gone, gone)]) * removed))
+    return stay, removed @ one.moment[np.ix_(gone, stay)], factor, total
 
 
 def _weights(one: QuadraticMap, kept: BoolArray) -> FloatArray:
@@ -203,7 +204,7 @@ def _loss(one: QuadraticMap, kept: BoolArray) -> float:
     """``1/2 tr(W_P (H_PP - H_PS H_SS^-1 H_SP) W_P')``: what the kept inputs do not explain of the removed ones."""
     stay, missing, factor, removed = _parts(one, kept)
     explained = solve_triangular(factor, missing.T, lower=True, check_finite=False) if len(stay) else np.zeros((0, 0))
-    return 0.5 * float(np.trace(removed) - np.sum(explained**2))
+    return 0.5 * (removed - float(np.sum(explained**2)))
 
 
 def _check_map(name: str, one: QuadraticMap) -> None:
