@@ -18,6 +18,7 @@ from time import perf_counter
 from rich.console import Console
 
 from benchmarks.provenance import ROOT, commit, machine, versions
+from benchmarks.solvers import comparison
 from benchmarks.solvers.plots import gap_against_time
 from benchmarks.solvers.record import Record, read_records, write_records
 from benchmarks.solvers.row import Family, Verdict
@@ -40,7 +41,9 @@ class Named:
     family: Family
 
 
-FAMILIES: tuple[Named, ...] = ()
+FAMILIES: tuple[Named, ...] = (
+    Named("comparison", "widths, real scores among them: ours, CP-SAT, HiGHS and every rule", comparison),
+)
 
 
 def parser(families: Sequence[Named] = FAMILIES) -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.solvers.row import Row
 from benchmarks.solvers.table import Reference, excess, reference, suite_of
+from benchmarks.solvers.trace import points_of
 from structprune.files import write_atomically
 
 __all__ = ["gap_against_time"]
@@ -80,6 +81,12 @@ def _panel(
         if gap is None:
             continue
         colour = colours[row.method]
+        points = points_of(row.facts)
+        if points:
+            # Each improvement holds until the next; the last one until the method stopped.
+            times = [max(seconds, 1e-5) for seconds, _ in points] + [max(row.seconds, points[-1][0])]
+            gaps = [max(value, FLOOR) for _, value in points] + [max(points[-1][1], FLOOR)]
+            panel.step(times, gaps, where="post", color=colour, linewidth=1.1, alpha=0.6)
         panel.plot(
             [max(row.seconds, 1e-5)],
             [max(gap, FLOOR)],

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from benchmarks.solvers.record import Record
 from benchmarks.solvers.row import Row, Verdict
+from benchmarks.solvers.trace import FACT as TRACE
 
 __all__ = ["Reference", "Summary", "as_markdown", "excess", "reference", "suite_of", "summaries", "verdict_table"]
 
@@ -195,7 +196,7 @@ def _every_row(rows: Sequence[Row]) -> list[str]:
         cells = [row.instance, row.method, _number(row.objective), _number(row.bound)]
         cells += ["" if row.gap is None else share(row.gap), duration(row.seconds)]
         cells += ["" if row.peak_mib is None else f"{row.peak_mib:.3g}"]
-        cells.append(", ".join(f"{name} {_fact(value)}" for name, value in row.facts.items()))
+        cells.append(", ".join(f"{name} {_fact(value)}" for name, value in row.facts.items() if name != TRACE))
         lines.append(_line(cells))
     return [*lines, "", "</details>"]
 

@@ -1,0 +1,197 @@
+"""The same problems for everyone: `Allocation`, CP-SAT, HiGHS, thresholds and greedy rules, real scores among them.
+
+What a rule loses is compared with what the proven bound loses: 1.4 means 40 % more lost score than unavoidable.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from benchmarks.solvers.allocation_baselines import BASELINES, Baseline, greedy_down
+from benchmarks.solvers.instances import name_of, problem
+from benchmarks.solvers.measure import Measured, interleaved
+from benchmarks.solvers.mip_baselines import MipAnswer, cp_sat, highs, highs_can
+from benchmarks.solvers.networks import mobilenet_v2, resnet18, resnet50, vit_b
+from benchmarks.solvers.real_instances import real_problems
+from benchmarks.solvers.row import Row, Verdict
+from benchmarks.solvers.trace import Trace
+from solvers.allocation import Allocation, Progress
+from solvers.problem import IntArray, SelectionProblem
+from solvers.result import relative_gap
+
+__all__ = ["rows", "verdicts"]
+
+FAMILY = "comparison"
+OURS, EXACT = "Allocation", "Allocation, to the end"
+GENERAL = ("CP-SAT", "HiGHS")
+LIMIT, QUICK_LIMIT = 20.0, 2.0  # seconds for those that go on until proven
+SAME = 1e-9  # of the total value: sums of floats in another order
+
+
+@dataclass(frozen=True)
+class Found:
+    """A method's choice, its bound if it proves one, and its trace if it has one."""
+
+    choice: IntArray | None
+    bound: float | None = None
+    trace: Trace = field(default_factory=Trace)
+
+
+def ours(given: SelectionProblem, gap: float, limit: float) -> Found:
+    """Run `Allocation` and note its gap as it falls."""
+    trace = Trace()
+
+    def note(progress: Progress) -> None:
+        trace.add(progress.gap, progress.seconds)
+
+    found = Allocation(gap_tolerance=gap, time_limit=limit).solve(given, note)
+    if found.certificate is None:
+        return Found(None, None, trace)
+    trace.add(found.certificate.gap, found.seconds)
+    return Found(found.choice, found.certificate.bound, trace)
+
+
+def general(solve: Callable[[], MipAnswer]) -> Found:
+    """Run a general solver."""
+    found = solve()
+    return Found(found.choice, found.bound, found.trace)
+
+
+def hinted(given: SelectionProblem, limit: float) -> MipAnswer:
+    """Run CP-SAT from the marginal greedy's choice, whose time counts."""
+    return cp_sat(given, limit, greedy_down(given))
+
+
+def rule(baseline: Baseline, given: SelectionProblem) -> Found:
+    """Run a rule, which proves nothing."""
+    return Found(baseline.choose(given))
+
+
+def problems(quick: bool) -> dict[str, SelectionProblem]:
+    """The instances by name; synthetic scores say so by their sigma and seed."""
+    made = {f"{name} (real scores)": given for name, given in real_problems().items()}
+    if quick:
+        few = {name: given for name, given in made.items() if name.startswith("resnet20")}
+        return few | {"ResNet-18 step 32": problem(resnet18(), {"macs": 0.5}, step=32)}
+    cases = [
+        (resnet50(), {"macs": 0.5}, 8, False),
+        (mobilenet_v2(), {"macs": 0.5}, 8, False),
+        (resnet18(), {"macs": 0.5}, 8, False),
+        (vit_b(), {"macs": 0.5}, 64, True),
+        (resnet50(), {"latency_ns": 0.6, "macs": 0.5, "params": 0.6}, 16, False),
+    ]
+    for network, budgets, step, by_degree in cases:
+        name = name_of(network, budgets, step, 1.0, 0)
+        made[name] = problem(network, budgets, step=step, by_degree=by_degree)
+    return made
+
+
+def rows(quick: bool) -> list[Row]:
+    """Quick rules and `Allocation` with its usual gap three times in turn; those that go on to the end once."""
+    limit = QUICK_LIMIT if quick else LIMIT
+    made = []
+    for name, given in problems(quick).items():
+        brief: dict[str, Callable[[], Found]] = {OURS: partial(ours, given, 1e-3, limit)}
+        brief |= {baseline.name: partial(rule, baseline, given) for baseline in BASELINES}
+        long: dict[str, Callable[[], Found]] = {EXACT: partial(ours, given, 0.0, limit)}
+        long["CP-SAT"] = partial(general, partial(hinted, given, limit))
+        if highs_can(given):
+            long["HiGHS"] = partial(general, partial(highs, given, limit))
+        measured = interleaved(brief, repeats=1 if quick else 3) | interleaved(long, repeats=1, memory=False)
+        made += [row_of(name, method, given, found) for method, found in measured.items()]
+    return made
+
+
+def row_of(name: str, method: str, given: SelectionProblem, measured: Measured[Found]) -> Row:
+    """Return a method's row; the objective is counted by the problem itself, not by the method."""
+    found = measured.answer
+    facts: dict[str, float | int | str | bool] = {"cpu_seconds": measured.cpu_seconds, "total": given.total_value}
+    objective = gap = bound = None
+    if found.choice is not None:
+        evaluation = given.evaluate(found.choice)
+        objective, facts["feasible"] = evaluation.value, evaluation.feasible
+        if found.bound is not None:
+            bound = max(found.bound, objective)
+            gap = relative_gap(objective, bound, given.total_value)
+    return Row(
+        FAMILY,
+        name,
+        method,
+        objective,
+        measured.seconds,
+        bound,
+        gap,
+        measured.peak_mib,
+        measured.repeats,
+        facts | found.trace.fact,
+    )
+
+
+def verdicts(rows: list[Row]) -> list[Verdict]:
+    """T6 on every instance, and the comparison with general solvers."""
+    instances: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        instances.setdefault(row.instance, {})[row.method] = row
+    return [_never_worse(instances), _general(instances), _threshold(instances)]
+
+
+def _value(row: Row | None) -> float:
+    return -float("inf") if row is None or row.objective is None else row.objective
+
+
+def _never_worse(instances: dict[str, dict[str, Row]]) -> Verdict:
+    """Allocation against every rule."""
+    names = [baseline.name for baseline in BASELINES]
+    worse = []
+    for name, group in instances.items():
+        allowed = SAME * float(group[OURS].facts["total"])
+        worse += [f"{name}: {rule}" for rule in names if _value(group.get(rule)) > _value(group[OURS]) + allowed]
+    text = f"worse than a rule in {len(worse)} of {len(instances) * len(names)} comparisons"
+    return Verdict("T6", "Allocation never worse than any rule", text + _some(worse), not worse)
+
+
+def _general(instances: dict[str, dict[str, Row]]) -> Verdict:
+    """Allocation against CP-SAT and HiGHS under one time limit."""
+    worse, compared, closer = [], 0, []
+    for name, group in instances.items():
+        own = group[EXACT]
+        allowed = SAME * float(own.facts["total"])
+        for method in GENERAL:
+            if method not in group:
+                continue
+            compared += 1
+            other = group[method]
+            proven_less = (own.gap if own.gap is not None else 1.0) > (
+                other.gap if other.gap is not None else 1.0
+            ) + SAME
+            if _value(other) > _value(own) + allowed or proven_less:
+                worse.append(f"{name}: {method}")
+            if other.gap:
+                closer.append(f"{method} {100 * other.gap:.2g} % on {name}")
+    text = f"behind in {len(worse)} of {compared}{_some(worse)}; unproven there: {len(closer)}{_some(closer)}"
+    asked = "under one time limit, value and proven gap at least as good as CP-SAT's and HiGHS'"
+    return Verdict("T4, general solvers", asked, text, not worse)
+
+
+def _threshold(instances: dict[str, dict[str, Row]]) -> Verdict:
+    """What the global threshold loses, relative to the bound."""
+    ratios = {}
+    for name, group in instances.items():
+        bounds = [row.bound for row in group.values() if row.bound is not None]
+        row = group.get("global threshold")
+        if bounds and row is not None and row.objective is not None:
+            total = float(row.facts["total"])
+            lost = total - min(bounds)
+            if lost > 0:
+                ratios[name] = (total - row.objective) / lost
+    text = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+    typical = statistics.median(ratios.values()) if ratios else 0.0
+    asked = "the global threshold loses at least 1.3 times what is unavoidable (median)"
+    return Verdict("T6, threshold", asked, f"median {typical:.2f}: {text}", typical >= 1.3)
+
+
+def _some(names: list[str]) -> str:
+    return f" ({'; '.join(names[:4])}{' ...' if len(names) > 4 else ''})" if names else ""
