@@ -63,7 +63,7 @@ def single_inputs(count: int) -> IntArray:
 
 def map_from_cross(cross: FloatArray, moment: FloatArray, groups: IntArray) -> QuadraticMap:
     """The map that is best with all inputs: ``cross`` is ``E[x y']``, ``(n, m)``, ``moment`` is ``E[x x']``."""
-    return QuadraticMap(np.linalg.solve(moment, cross).T, moment, groups)
+    return QuadraticMap(np.asarray(np.linalg.solve(moment, cross).T, dtype=np.float64), moment, groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ def reduced(one: QuadraticMap) -> ReducedMap:
             inner = inner - half.T @ half
         moment = inner
     if len(weight) > weight.shape[1]:
-        weight = np.linalg.qr(weight, mode="r")
+        weight = np.asarray(np.linalg.qr(weight, mode="r"))
     return ReducedMap(np.ascontiguousarray(weight), (moment + moment.T) / 2, one.groups.shape[1])
 
 

@@ -272,7 +272,8 @@ def _termination(search: _Search, problem: RefitProblem, gap: float | None) -> T
     limit = Limit.TIME if search.timed_out else None
     why = "Stopped by the time limit" if limit else f"No swap gains {search.settings.tolerance:g} of the loss"
     if gap is None:
-        return Termination(TerminationReason.HEURISTIC, limit, f"{why}; no bound was asked for, use bound=True for one.")
+        text = f"{why}; no bound was asked for, use bound=True for one."
+        return Termination(TerminationReason.HEURISTIC, limit, text)
     if gap <= OPTIMAL_GAP and limit is None:
         return Termination(TerminationReason.OPTIMAL, None, "The bound proves that no selection loses less.")
     weak = " The bound is weak: more damping or more kept structures sharpen it." if gap > 0.6 else ""

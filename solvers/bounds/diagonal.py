@@ -35,6 +35,7 @@ def largest_diagonal(matrix: FloatArray, weights: FloatArray, accuracy: float = 
     d = np.full(count, smallest / 2)
     factor = cholesky(matrix - np.diag(d), lower=True)
     mu = float(weights @ d) / count
+    length = 1.0
     for _ in range(60):
         inverse = cho_solve((factor, True), np.eye(count))
         gradient = weights / mu + 1 / d - np.diag(inverse)
@@ -45,10 +46,10 @@ def largest_diagonal(matrix: FloatArray, weights: FloatArray, accuracy: float = 
         except np.linalg.LinAlgError:
             break  # too close to the boundary for float64
         decrement = float(gradient @ step)
-        moved = _advanced(matrix, weights / mu, d, step, factor)
+        moved = _advanced(matrix, weights / mu, d, step, factor, min(1.0, 2 * length))
         if moved is None:
             break
-        d, factor = moved
+        d, factor, length = moved
         if decrement < 0.25 * count:
             if 2 * count * mu < accuracy * float(weights @ d):
                 break
@@ -57,11 +58,14 @@ def largest_diagonal(matrix: FloatArray, weights: FloatArray, accuracy: float = 
 
 
 def _advanced(
-    matrix: FloatArray, slope: FloatArray, d: FloatArray, step: FloatArray, factor: FloatArray
-) -> tuple[FloatArray, FloatArray] | None:
-    """The longest of a few shares of the step that raises the barrier's value, with its Cholesky factor."""
+    matrix: FloatArray, slope: FloatArray, d: FloatArray, step: FloatArray, factor: FloatArray, length: float
+) -> tuple[FloatArray, FloatArray, float] | None:
+    """The longest of a few shares of the step, at most ``length``, that raises the barrier's value.
+
+    Returns the new d, its Cholesky factor and the share; None if none raises it.
+    """
     falling = step < 0
-    length = min(1.0, 0.9 * float(np.min(-d[falling] / step[falling], initial=np.inf)))
+    length = min(length, 0.9 * float(np.min(-d[falling] / step[falling], initial=np.inf)))
     value = _barrier(slope, d, factor)
     for _ in range(30):
         trial = d + length * step
@@ -71,7 +75,7 @@ def _advanced(
             length *= 0.6
             continue
         if _barrier(slope, trial, found) > value:
-            return trial, found
+            return trial, found, length
         length *= 0.5
     return None
 

@@ -6,8 +6,9 @@ fitted weights V (n, m) and G = H W',
     1/2 [ tr(W H W') + tr(V'(H - D)V) - 2 tr(G'V) + sum_i d_i |V_i|^2 / z_i ],
 
 convex in (V, z), so that z may run through the hull of all selections (Frangioni and Gentile 2006; Dong, Chen and
-Linderoth 2015). Its dual needs no inverse. For any U (n, m), let L = G - (H - D)U. As ``d|v|^2 / z >= 2 l'v - z|l|^2/d``
-for every l, and ``tr(V'(H-D)V) - 2 tr((G-L)'V) >= -tr(U'(H-D)U)`` for every V, the loss is at least
+Linderoth 2015). Its dual needs no inverse. For any U (n, m), let L = G - (H - D)U. As
+``d|v|^2 / z >= 2 l'v - z|l|^2 / d`` for every l, and ``tr(V'(H-D)V) - 2 tr((G-L)'V) >= -tr(U'(H-D)U)`` for every V,
+the loss is at least
 
     1/2 [ tr(W H W') - tr(U'(H - D)U) - max_z sum_i z_i |L_i|^2 / d_i ].
 
@@ -17,8 +18,8 @@ fractional knapsack. U comes from the relaxation: V at fixed z is one Cholesky f
 Inputs of a structure live and die together, so any invertible change of basis inside it is allowed; H is first
 whitened structure by structure, which makes D block diagonal in the original inputs.
 
-**Spectral.** ``W_S`` refitted is a map of rank at most the number r of kept inputs: the loss is at least half the sum of
-all but the r largest eigenvalues of ``W H W'`` (Eckart and Young 1936).
+**Spectral.** ``W_S`` refitted is a map of rank at most the number r of kept inputs: the loss is at least half the sum
+of all but the r largest eigenvalues of ``W H W'`` (Eckart and Young 1936).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
+from scipy.linalg import cho_factor, cho_solve, cholesky
 
 from solvers.bounds.diagonal import largest_diagonal
 from solvers.quadratic import FloatArray, ReducedMap, RefitProblem, reduced
