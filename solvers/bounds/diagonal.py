@@ -30,8 +30,8 @@ def largest_diagonal(matrix: FloatArray, weights: FloatArray, accuracy: float = 
     count = len(matrix)
     weights = weights / max(float(weights.max(initial=0.0)), 1e-300)
     smallest = float(np.linalg.eigvalsh(matrix)[0]) if count else 0.0
-    if smallest <= 0.0:
-        return np.zeros(count)
+    if smallest <= 8 * count * np.finfo(np.float64).eps * float(np.abs(matrix).max(initial=0.0)):
+        return np.zeros(count)  # singular as far as float64 can tell
     d = np.full(count, smallest / 2)
     factor = cholesky(matrix - np.diag(d), lower=True)
     mu = float(weights @ d) / count
