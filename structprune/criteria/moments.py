@@ -41,6 +41,7 @@ class Gather:
         columns = weight[0].numel() if one.kind == "conv" else 1
         self._wanted = max(-(-per_column * columns // examples), 16)
         self._generator = np.random.default_rng(seed)
+        self._picked: np.ndarray | None = None
 
     def __call__(self, value: Tensor) -> tuple[list[Tensor], float]:
         """Rows per group, and how many positions each sampled row stands for."""
@@ -57,6 +58,7 @@ class Gather:
         picked = np.arange(total)
         if total > self._wanted:
             picked = np.sort(self._generator.choice(total, self._wanted, replace=False))
+        self._picked = picked
         corner = np.stack(np.unravel_index(picked, outputs), axis=1) * np.array(stride)
         offsets = np.stack(np.unravel_index(np.arange(prod(taps)), taps), axis=1) * np.array(dilation)
         place = corner[:, None, :] + offsets[None, :, :]
@@ -65,6 +67,13 @@ class Gather:
         parts = patches.chunk(groups, dim=1)
         rows = [part.permute(0, 2, 1, 3).flatten(0, 1).flatten(1) for part in parts]
         return rows, total / len(picked)
+
+    def outputs(self, value: Tensor) -> Tensor:
+        """A tensor of the shape of the map's outputs at the rows that were read last, ``(rows, outputs)``."""
+        if self._one.kind == "linear":
+            return value.reshape(-1, value.shape[-1])
+        assert self._picked is not None
+        return value.flatten(2)[:, :, torch.from_numpy(self._picked).to(value.device)].transpose(1, 2).flatten(0, 1)
 
 
 def output_sensitivity(

@@ -14,27 +14,27 @@ That is a local estimate. Each curve is then scaled to pass through a few measur
 cut and its consumers fitted, compared with the dense network on the data (``probes``).
 
 The re-fit walks through the network once, dense and pruned side by side: every map after the first cut is fitted to
-give the dense outputs from the pruned inputs, which also repairs what earlier layers got wrong.
+give the dense outputs from the pruned inputs, which also repairs what earlier layers got wrong (:mod:`.refit`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
 from solvers.elimination import eliminate
-from structprune.axes.linear_maps import MOVES, LinearMap, linear_maps
+from structprune.axes.linear_maps import LinearMap, linear_maps
 from structprune.axes.sweep import Sweep, affordable, sweep
 from structprune.criteria.fisher import Fisher
 from structprune.criteria.gradients import batches, differentiable, needed, valid_examples
 from structprune.criteria.moments import Gather, output_sensitivity
 from structprune.criteria.probing import Consumer, Probe, matrices
+from structprune.criteria.refit import Fitted, fit, fitted_maps
 from structprune.criteria.scores import Curve, Data, Scores, finite_scores
 from structprune.data import Loss
 from structprune.progress import track
@@ -125,7 +125,7 @@ class LayerReconstruction:
                 f"no linear map consumes {', '.join(names[:4])}{' ...' if names[4:] else ''}: scored by Fisher loss",
             )
         scores = finite_scores(values, structures, model, "nats", *notes)
-        own = _own(structures, maps, first_names(model))
+        own = fitted_maps(structures, maps, first_names(model))
         refit = partial(self._refit, model, structures, weights, inputs, own) if self.refit else None
         return Scores(scores.values, curves, "nats", notes, refit)
 
@@ -159,10 +159,10 @@ class LayerReconstruction:
         structures: Structures,
         weights: dict[str, Tensor],
         inputs: list[Any],
-        maps: list[LinearMap],
+        maps: list[Fitted],
         selection: np.ndarray,
     ) -> dict[str, Tensor]:
-        """New weights and biases, fitted layer by layer in the order of execution."""
+        """New weights and intercepts, fitted layer by layer in the order of execution."""
         assert structures.labelled is not None
         masks = under_every_name(structures.masks(selection), model)
         pruned = {
@@ -175,36 +175,15 @@ class LayerReconstruction:
         changed: dict[str, Tensor] = {}
         hooks: dict[fx.Node, Callable[[], None]] = {}
 
-        def fit(one: LinearMap) -> None:
-            found = _fit(one, dense_state, state, weights, pruned, self.damping, self.seed)
+        def renew(one: Fitted) -> None:
+            found = fit(one, dense_state, state, self.damping, self.seed)
             for name, tensor in found.items():
                 pruned[name] = changed[name] = tensor * masks[name].to(tensor.device) if name in masks else tensor
 
         for one in maps:
-            hooks[one.node] = partial(fit, one)
+            hooks[one.map.node] = partial(renew, one)
         sweep([dense_state, state], hooks)
         return changed
-
-
-def _own(structures: Structures, maps: list[LinearMap], first: dict[str, str]) -> list[LinearMap]:
-    """The maps that can be fitted: their weight serves nothing else. A bias that does is left as it is."""
-    labelled = structures.labelled
-    assert labelled is not None
-
-    def uses(node: fx.Node) -> int:
-        return sum(uses(user) if user.target in MOVES else 1 for user in node.users)
-
-    used: dict[str, int] = {}
-    for node in labelled.graph.module.graph.nodes:
-        if node.op == "placeholder" and node.name in labelled.graph.tensors:
-            name = first[labelled.graph.tensors[node.name]]
-            used[name] = used.get(name, 0) + uses(node)
-    found = []
-    for one in maps:
-        if used[first[one.weight]] == 1:
-            shared = one.bias is not None and used[first[one.bias]] > 1
-            found.append(replace(one, bias=None) if shared else one)
-    return found
 
 
 def _consumers(
@@ -240,67 +219,3 @@ def _consumers(
             damped = moment + damping * max(float(np.mean(np.diag(moment))), 1e-12) * np.eye(len(moment))
             consumers.append(Consumer(one, part, matrix, damped, groups, cost))
     return consumers
-
-
-def _fit(
-    one: LinearMap,
-    dense: Sweep,
-    pruned: Sweep,
-    weights: dict[str, Tensor],
-    current: dict[str, Tensor],
-    damping: float,
-    seed: int,
-) -> dict[str, Tensor]:
-    """Least squares from the pruned inputs to the dense outputs, pulled towards the old weight by the damping.
-
-    A constant input is appended, so that the bias is fitted too where there is one.
-    """
-    before, after = dense.batches(one.source), pruned.batches(one.source)
-    if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
-        return {}
-    gather_dense, gather_pruned = Gather(one, weights[one.weight], seed), Gather(one, weights[one.weight], seed)
-    has_bias = one.bias is not None
-    old = [torch.from_numpy(matrix) for matrix in matrices(one, weights)]
-    if old[0].shape[1] <= 1 or (one.kind == "conv" and len(old) > 1 and current[one.weight].shape[1] == 1):
-        return {}
-    gram = [torch.zeros(0)] * len(old)
-    cross = [torch.zeros(0)] * len(old)
-    for a, b in zip(before, after, strict=True):
-        rows_dense, scale = gather_dense(a)
-        rows_pruned, _ = gather_pruned(b)
-        for part, (x, z) in enumerate(zip(rows_dense, rows_pruned, strict=True)):
-            if has_bias:
-                ones = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
-                x, z = torch.cat([x, ones], 1), torch.cat([z, ones], 1)
-            own, both = (z.T @ z).double().cpu() * scale, (x.T @ z).double().cpu() * scale
-            gram[part] = gram[part] + own if len(gram[part]) else own
-            cross[part] = cross[part] + both if len(cross[part]) else both
-    solved = []
-    for matrix, own, both in zip(old, gram, cross, strict=True):
-        if has_bias:
-            matrix = torch.cat([matrix, torch.zeros(len(matrix), 1)], 1)
-            matrix[:, -1] = 0  # the bias is fitted as a change
-        alive = own.diagonal() > 0
-        inputs_alive = own.diagonal()[: len(own) - has_bias][alive[: len(own) - has_bias]]
-        ridge = damping * (inputs_alive.mean().clamp(min=1e-12) if len(inputs_alive) else torch.tensor(1e-12))
-        target = matrix @ both + ridge * matrix * alive
-        system = own + ridge * torch.eye(len(own))
-        if has_bias:
-            system[-1, -1] -= ridge * (1 - 1e-6)
-        solved.append(torch.linalg.solve(system, target.T).T * alive)
-    return _unpack(one, solved, weights, has_bias)
-
-
-def _unpack(one: LinearMap, solved: list[Tensor], weights: dict[str, Tensor], has_bias: bool) -> dict[str, Tensor]:
-    weight = weights[one.weight]
-    found: dict[str, Tensor] = {}
-    if has_bias:
-        assert one.bias is not None
-        bias = weights[one.bias]
-        found[one.bias] = bias + torch.cat([part[:, -1] for part in solved]).to(bias)
-        solved = [part[:, :-1] for part in solved]
-    matrix = torch.cat(solved)
-    if one.kind == "linear" and one.transposed:
-        matrix = matrix.T
-    found[one.weight] = matrix.reshape(weight.shape).to(weight)
-    return found

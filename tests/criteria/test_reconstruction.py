@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from structprune.axes.linear_maps import linear_maps
 from structprune.compile import masked
-from structprune.criteria import Fisher, LayerReconstruction, Scores
+from structprune.criteria import Fisher, LayerReconstruction, Scores, refit
 from structprune.criteria.moments import Gather, output_sensitivity
 from structprune.criteria.probing import MOST_EXAMPLES
+from structprune.criteria.response import Response, response_behind
 from structprune.structures import Structures, blocks, channels
 from tests import laws
 from tests.cases import BY_NAME, unsettle
@@ -335,7 +336,7 @@ def test_removed_entries_stay_zero() -> None:
     for axis in structures.axes:
         selection[axis.start] = True
     assert scores.refit is not None
-    found, masks, named = scores.refit(selection), structures.masks(selection), dict(model.named_parameters())
+    found, masks, named = scores.refit(selection), structures.masks(selection), model.state_dict()
     assert found
     for name, tensor in found.items():
         assert tensor.shape == named[name].shape
@@ -454,3 +455,123 @@ def test_what_is_missing_or_wrong_is_said() -> None:
         LayerReconstruction(probes=-1)
     with pytest.raises(ValueError, match="not finite|positive definite|finite"):
         LayerReconstruction()(model, structures, [(example * float("nan"), data[0][1])], laws.toy_loss)
+
+
+class TwoConvolutions(nn.Module):
+    """Convolutions without bias, each before a batch norm; ``shared`` gives both the same one."""
+
+    def __init__(self, shared: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, bias=False)
+        self.norm2 = self.norm1 if shared else nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.first(x)).relu()
+        return self.head(self.norm2(self.second(x)).tanh().mean((2, 3)))
+
+
+def after_second_norm(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Mean over examples and positions of what the second batch norm gives."""
+    assert isinstance(model, TwoConvolutions)
+    with torch.no_grad():
+        return model.norm2(model.second(model.norm1(model.first(inputs)).relu())).mean((0, 2, 3))
+
+
+def test_batch_norms_mean_takes_the_intercept() -> None:
+    """After a convolution without bias, the fit leaves no mean error behind the batch norm; the variance stays."""
+    torch.manual_seed(0)
+    model = unsettle(TwoConvolutions()).double().eval()
+    inputs = torch.randn(200, 3, 6, 6, dtype=torch.float64) + 1
+    structures = channels(model, inputs[:2])
+    assert structures.axes[0].name == "first"
+    scores = EXACT(model, structures, [(inputs, torch.randn(200, 4, dtype=torch.float64))], half_square)
+    other = refitted(model, structures, scores, keep_first(scores, structures, 3))
+    torch.testing.assert_close(after_second_norm(other, inputs), after_second_norm(model, inputs), rtol=1e-6, atol=1e-6)
+    assert torch.equal(other.get_buffer("norm2.running_var"), model.get_buffer("norm2.running_var"))
+
+
+def test_a_shared_batch_norm_takes_no_intercept() -> None:
+    """A running mean that two convolutions are followed by is nobody's to change."""
+    torch.manual_seed(0)
+    model = unsettle(TwoConvolutions(shared=True)).double().eval()
+    inputs = torch.randn(64, 3, 6, 6, dtype=torch.float64)
+    structures = channels(model, inputs[:2])
+    scores = EXACT(model, structures, [(inputs, torch.randn(64, 4, dtype=torch.float64))], half_square)
+    selection = np.ones(structures.n, dtype=bool)
+    selection[structures.axes[0].start] = False
+    assert scores.refit is not None
+    assert not any(name.endswith("running_mean") for name in scores.refit(selection))
+
+
+class Joined(nn.Module):
+    """A branch with a hidden layer, joined by a second map that looks at it: h + map(h), then a ReLU or not."""
+
+    def __init__(self, relu: bool, late: bool = False) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 8)
+        self.map, self.shortcut, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.relu, self.late = relu, late
+
+    def hidden(self, x: Tensor) -> Tensor:
+        h = self.down(self.up(x).tanh())
+        y = self.map(h.tanh())
+        joined = (self.shortcut(h) if self.late else h) + y
+        return joined.relu() if self.relu else joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(x))
+
+
+def joined(relu: bool, late: bool = False) -> tuple[Joined, Tensor]:
+    """The network in float64 and inputs for it."""
+    torch.manual_seed(0)
+    model = unsettle(Joined(relu, late)).double().eval()
+    return model, torch.randn(400, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_fits_aim_at_what_the_network_looks_at(relu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map makes up for the branch it is added to, and not for what a ReLU hides: the hidden error is smaller."""
+    model, inputs = joined(relu)
+    structures = channels(model, inputs[:2])
+    data = [(inputs, torch.randn(400, 4, dtype=torch.float64))]
+    errors = []
+    for behind in (response_behind, lambda one: Response()):
+        monkeypatch.setattr(refit, "response_behind", behind)
+        scores = EXACT(model, structures, data, half_square)
+        other = refitted(model, structures, scores, keep_first(scores, structures, 4))
+        assert isinstance(other, Joined)
+        with torch.no_grad():
+            errors.append(float((other.hidden(inputs) - model.hidden(inputs)).square().mean()))
+    assert errors[0] < 0.9 * errors[1]
+
+
+def responses(model: nn.Module, example: Tensor) -> dict[str, Response]:
+    """What follows each map of a network, by the map's weight."""
+    labelled = channels(model, example).labelled
+    assert labelled is not None
+    return {one.weight: response_behind(one) for one in linear_maps(labelled)}
+
+
+def test_responses_are_read_from_the_graph() -> None:
+    """Norm, added branch and limits are found where they come in that order; a branch computed later is not."""
+    model, inputs = joined(relu=True)
+    found = responses(model, inputs[:2])
+    assert found["map.weight"].other is not None
+    assert found["map.weight"].low == 0
+    assert not found["map.weight"].high < float("inf")
+    assert not found["up.weight"].clips
+    late = responses(*[one if isinstance(one, nn.Module) else one[:2] for one in joined(relu=False, late=True)])
+    assert late["map.weight"].other is None
+    assert late["shortcut.weight"].other is not None
+    convolutions = responses(TwoConvolutions().eval(), torch.randn(2, 3, 6, 6))
+    assert convolutions["first.weight"].norm is not None
+    assert convolutions["first.weight"].clips
+    assert not convolutions["second.weight"].clips
+    six = nn.Sequential(nn.Linear(3, 4), nn.ReLU6(), nn.Linear(4, 4), nn.Hardtanh(), nn.Linear(4, 2))
+    found = responses(six, torch.randn(2, 3))
+    assert (found["0.weight"].low, found["0.weight"].high) == (0, 6)
+    assert (found["2.weight"].low, found["2.weight"].high) == (-1, 1)
