@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-__all__ = ["held_out", "shifted_digits", "trained_network"]
+__all__ = ["held_out", "shifted_digits", "trained_network", "training_part"]
 
 #: Images of the held-out part, the last ones of a fixed shuffle.
 _HELD_OUT = 397
@@ -29,6 +29,11 @@ def shifted_digits(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Te
     padded = nn.functional.pad(images, (1, 1, 1, 1))
     shifts = [padded[:, i : i + 8, j : j + 8].reshape(-1, 64) for i in range(3) for j in range(3)]
     return torch.cat(shifts), labels.repeat(9)
+
+
+def training_part() -> tuple[torch.Tensor, torch.Tensor]:
+    """Shifted images ``(n, 64)`` and labels ``(n,)`` of the training part."""
+    return shifted_digits(*_split()[:2])
 
 
 def held_out() -> tuple[torch.Tensor, torch.Tensor]:
