@@ -25,6 +25,7 @@ from solvers.result import relative_gap
 __all__ = ["MipAnswer", "cp_sat", "highs", "highs_can"]
 
 SCALE = 10**9  # integer units of CP-SAT's objective in the total value
+TOTAL = 1e4  # the total value in HiGHS' objective
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,9 @@ def highs(problem: SelectionProblem, time_limit: float) -> MipAnswer:
             (capacity.limit - merged.constant) / scale,
         )
     values = np.zeros(rows.columns)
-    values[: starts[-1]] = -np.concatenate([group.values for group in problem.groups])
+    # HiGHS stops at an absolute gap of 1e-6, whatever the scale of the values: 1e-10 of the total here.
+    unit = max(abs(problem.total_value), 1e-300) / TOTAL
+    values[: starts[-1]] = -np.concatenate([group.values for group in problem.groups]) / unit
     binary = np.arange(rows.columns) < starts[-1]
     upper = np.where(binary, 1.0, np.inf)
     with _quiet():
@@ -189,7 +192,7 @@ def highs(problem: SelectionProblem, time_limit: float) -> MipAnswer:
     )
     if not problem.evaluate(choice).feasible:  # within HiGHS' tolerance, but not within an exact budget
         return MipAnswer(None, None, trace)
-    bound = -float(found.mip_dual_bound)
+    bound = -float(found.mip_dual_bound) * unit
     trace.add(_gap(problem, problem.value(choice), bound))
     return MipAnswer(choice, bound, trace)
 
