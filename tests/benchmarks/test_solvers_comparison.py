@@ -1,0 +1,61 @@
+"""The comparison of `Allocation` with rules and general solvers."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.solvers import comparison
+from benchmarks.solvers.allocation_baselines import BASELINES
+from benchmarks.solvers.comparison import EXACT, OURS, problems, rows, verdicts
+from benchmarks.solvers.row import Row
+from benchmarks.solvers.trace import points_of
+
+NAMES = [baseline.name for baseline in BASELINES]
+
+
+def made(**objectives: float) -> list[Row]:
+    """Rows of one instance whose total value is 10; the bound is 8.1."""
+    found = []
+    for method in (OURS, EXACT, "CP-SAT", *NAMES):
+        objective = objectives.get(method.replace(" ", "_"), 8.0)
+        proves = method not in NAMES
+        gap = (8.1 - objective) / (10 - objective) if proves else None
+        facts = {"total": 10.0}
+        found.append(Row("comparison", "toy", method, objective, 1.0, 8.1 if proves else None, gap, facts=facts))
+    return found
+
+
+def test_never_worse() -> None:
+    """One rule that keeps more value breaks T6, and is named."""
+    assert verdicts(made())[0].holds
+    found = verdicts(made(greedy_up=8.05))[0]
+    assert not found.holds
+    assert "1 of 7 comparisons (toy: greedy up)" in found.measured
+
+
+def test_general_solvers() -> None:
+    """A general solver that keeps more value, or proves a smaller gap, is ahead."""
+    assert verdicts(made())[1].holds
+    assert not verdicts(made(**{"CP-SAT": 8.05}))[1].holds
+
+
+def test_threshold_ratio() -> None:
+    """The ratio is what the rule loses over what the tightest bound loses."""
+    found = verdicts(made(global_threshold=7.0))[2]
+    assert found.holds
+    assert "median 1.58" in found.measured
+    assert not verdicts(made(global_threshold=8.0))[2].holds
+
+
+@pytest.mark.slow
+def test_quick_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every method answers every quick instance within budget, and those that go on leave a trace."""
+    monkeypatch.setattr(comparison, "QUICK_LIMIT", 1.0)
+    found = rows(quick=True)
+    assert {row.instance for row in found} == set(problems(quick=True))
+    assert all(row.facts.get("feasible") for row in found)
+    for row in found:
+        if row.method in (OURS, EXACT):
+            assert points_of(row.facts)
+            assert row.gap is not None
+    assert verdicts(found)[0].holds
