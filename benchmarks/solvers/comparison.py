@@ -27,7 +27,7 @@ __all__ = ["rows", "verdicts"]
 FAMILY = "comparison"
 OURS, EXACT = "Allocation", "Allocation, to the end"
 GENERAL = ("CP-SAT", "HiGHS")
-LIMIT, QUICK_LIMIT = 20.0, 2.0  # seconds for those that go on until proven
+LIMIT, QUICK_LIMIT = 10.0, 2.0  # seconds for those that go on until proven
 SAME = 1e-9  # of the total value: sums of floats in another order
 
 
