@@ -82,6 +82,11 @@ class Highs:
             Tables with more combinations than ``max_cells``.
         """
         started = time.perf_counter()
+        if not problem.groups:
+            nothing = problem.minimum_choice
+            feasible = problem.evaluate(nothing).feasible
+            answer = Answer(nothing if feasible else None, 0.0, not feasible, None)
+            return to_result(problem, answer, "HiGHS", self.seed, time.perf_counter() - started)
         program = _Program(problem, self.max_cells)
         bound = problem.total_value
         for attempt in range(_CUTS + 1):
