@@ -18,7 +18,19 @@ from benchmarks.solvers.trace import FACT as TRACE
 __all__ = ["Reference", "Summary", "as_markdown", "excess", "reference", "suite_of", "summaries", "verdict_table"]
 
 SEED = re.compile(r"[,;]?\s*(seed|instance|draw)\s*\d+\b")
-HEADINGS = ("method", "n", "objective", "gap", "worst gap", "above the best bound", "seconds", "slowest", "MiB")
+HEADINGS = (
+    "method",
+    "n",
+    "objective",
+    "gap",
+    "worst gap",
+    "above the best bound",
+    "seconds",
+    "slowest",
+    "CPU s",
+    "MiB",
+    "medians of facts",
+)
 ROW_HEADINGS = ("instance", "method", "objective", "bound", "gap", "seconds", "MiB", "facts")
 
 
@@ -56,8 +68,20 @@ class Summary:
             _median(self.excesses, share),
             _median(seconds, duration),
             duration(max(seconds)),
+            _median(self.numbers("cpu_seconds"), duration),
             _median(peaks, lambda value: f"{value:.3g}"),
+            ", ".join(f"{name} {_median(self.numbers(name), lambda value: f'{value:.4g}')}" for name in self.shown()),
         ]
+
+    def numbers(self, fact: str) -> list[float]:
+        """Return a fact of those rows where it is a number."""
+        found = (row.facts.get(fact) for row in self.rows)
+        return [float(value) for value in found if isinstance(value, int | float) and not isinstance(value, bool)]
+
+    def shown(self) -> list[str]:
+        """Return the names of facts that are numbers and stand in no other column."""
+        names = dict.fromkeys(name for row in self.rows for name in row.facts)
+        return [name for name in names if name not in ("cpu_seconds", "total") and self.numbers(name)]
 
 
 def _median(values: Sequence[float], text: Callable[[float], str]) -> str:
@@ -66,7 +90,7 @@ def _median(values: Sequence[float], text: Callable[[float], str]) -> str:
 
 def share(value: float) -> str:
     """Return a relative gap in words."""
-    return "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{100 * value:.3g} %"
+    return "0" if value < 1e-12 else f"{value:.1e}" if value < 0.01 else f"{100 * value:.3g} %"
 
 
 def duration(seconds: float) -> str:
@@ -183,7 +207,7 @@ def as_markdown(
         if name in plots:
             lines += ["", f"![gap against time]({plots[name]})"]
         for suite, group in summaries(record.rows).items():
-            lines += ["", f"### {suite}", "", _line(HEADINGS), "|---|" + "---:|" * (len(HEADINGS) - 1)]
+            lines += ["", f"### {suite}", "", _line(HEADINGS), "|---|" + "---:|" * (len(HEADINGS) - 2) + "---|"]
             lines += [_line(one.cells()) for one in group]
         lines += _every_row(record.rows)
     return "\n".join(lines) + "\n"
