@@ -65,7 +65,7 @@ class Dual:
         used = self.problem.used(choice)
         rooms = [capacity.limit - amount for capacity, amount in zip(self.problem.capacities, used, strict=True)]
         slack = np.array([float(room) for room in rooms]) / self.units
-        return Cut(choice, self.problem.value(choice), slack, all(room >= 0 for room in rooms))
+        return Cut(choice, self.problem.value(choice), slack, not self.problem.violations(choice, used))
 
     def minimise(
         self, low: IntArray, high: IntArray, cuts: tuple[Cut, ...], start: FloatArray, enough: float, evaluations: int
@@ -85,22 +85,26 @@ class Dual:
         evaluations
             Most evaluations of the bound.
         """
-        groups = zip(self.problem.groups, low, high, strict=True)
-        richest = np.array([a + int(np.argmax(group.values[a : b + 1])) for group, a, b in groups], dtype=np.int64)
+        richest = self._richest(low, high)
         top = self.cut(richest)
         if top.feasible:
             free = np.zeros(len(self.units))
             return Minimum(self.lagrangian.evaluate(free, low, high).bound, free, (top,), ((top, 1.0),))
         known = [cut for cut in cuts if np.all(cut.choice >= low) and np.all(cut.choice <= high)]
-        known += [top, self.cut(low.copy())]
+        known += [cut for cut in (top, self.cut(low.copy())) if cut.value > -np.inf]
         best, best_prices, query = np.inf, start * self.units, start * self.units
-        active: tuple[tuple[Cut, float], ...] = ((top, 1.0),)
+        active: tuple[tuple[Cut, float], ...] = ((known[0], 1.0),) if known else ()
         for count in range(evaluations):
             found = self.lagrangian.evaluate(query / self.units, low, high)
             self.evaluations += 1
             if found.bound < best:
                 best, best_prices = found.bound, query
-            known.append(self.cut(found.choice))
+            new = self.cut(found.choice)
+            if new.value > -np.inf:
+                known.append(new)
+            # Split buckets may hand back a forbidden choice, which is no line; the empty box has none at all.
+            elif found.bound == -np.inf or not known or count:
+                break
             floor, lowest, active = self._model(known)
             tolerance = 1e-11 * max(1.0, abs(best)) + 4.0 * self.lagrangian.rounding(lowest / self.units)
             if best <= enough or best - floor <= tolerance or self.stop():
@@ -108,6 +112,13 @@ class Dual:
             damped = len(self.units) > 1 and count % 3 != 2
             query = _DAMPING * best_prices + (1 - _DAMPING) * lowest if damped else lowest
         return Minimum(best, best_prices / self.units, tuple(known[-_MOST_CUTS:]), active)
+
+    def _richest(self, low: IntArray, high: IntArray) -> IntArray:
+        """The choice of largest value in a box; with value tables too large to eliminate only a good one."""
+        if self.problem.value_tables or self.problem.local_limits:
+            return self.lagrangian.evaluate(np.zeros(len(self.units)), low, high).choice
+        groups = zip(self.problem.groups, low, high, strict=True)
+        return np.array([a + int(np.argmax(group.values[a : b + 1])) for group, a, b in groups], dtype=np.int64)
 
     def _model(self, cuts: list[Cut]) -> tuple[float, FloatArray, tuple[tuple[Cut, float], ...]]:
         """Minimum of the largest line over prices of at least 0: its value, the prices, and the lines that meet."""
@@ -143,7 +154,10 @@ class Dual:
         while slopes[here] < 0:
             steeper = np.flatnonzero(slopes > slopes[here])
             if not steeper.size:
-                break
+                # Nothing known is within budget: the model falls without end, so look far ahead.
+                spread = float(values.max() - values.min())
+                ahead = max(4.0 * price, spread / -float(slopes[here]), 1e-3 * abs(float(values.max())), 1e-30)
+                return -np.inf, np.array([ahead]), ((cuts[here], 1.0),)
             crossings = (values[here] - values[steeper]) / (slopes[steeper] - slopes[here])
             price = max(price, float(crossings.min()))
             near = steeper[crossings <= crossings.min() * (1 + 1e-14)]

@@ -22,6 +22,9 @@ _NEAR = 64
 #: Levels to each side that a pair move looks at.
 _PAIR_REACH = 12
 
+#: Levels of each of two groups with forbidden combinations that a pair move looks at, beside the near ones.
+_TIED_LEVELS = 48
+
 #: Steps per group of the marginal greedy.
 _GREEDY_STEPS = 64
 
@@ -48,8 +51,12 @@ class Mover:
         self.problem = problem
         self.stop = stop
         self.values = [group.values for group in problem.groups]
-        self.epsilon = 1e-12 * max(1e-300, sum(float(np.abs(values).max()) for values in self.values))
-        self.units = np.array([max(1.0, float(capacity.limit)) for capacity in problem.capacities])
+        scale = sum(float(np.abs(values).max()) for values in self.values)
+        finite = [table.entries[np.isfinite(table.entries)] for table in problem.value_tables]
+        self.epsilon = 1e-12 * max(1e-300, scale + sum(float(np.abs(e).max(initial=0.0)) for e in finite))
+        limits = [capacity.limit for capacity in problem.capacities]
+        limits += [limit.limit for limit in problem.local_limits]
+        self.units = np.array([max(1.0, float(limit)) for limit in limits])
 
     def _near(self, group: int, index: int) -> IntArray:
         """Other levels worth a look, in rising order."""
@@ -63,15 +70,18 @@ class Mover:
             found = found[(found >= 0) & (found < count)]
         return found[found != index]
 
-    def _excess(self, amounts: Amounts, limits: list[int]) -> FloatArray:
-        """Amount above the limits in units of the limits, summed over capacities; shape of a column."""
-        total = np.zeros(amounts.shape[1:])
-        for k, limit in enumerate(limits):
-            total += np.maximum((amounts[k] - limit).astype(np.float64), 0.0) / self.units[k]
+    def _excess(self, amounts: Amounts, ledger: Ledger) -> FloatArray:
+        """Amount above the limits in units of the limits, summed over all of them; shape of a row of ``amounts``."""
+        shape = (-1, *[1] * (amounts.ndim - 1))
+        over = np.maximum(ledger.over(amounts), 0).astype(np.float64) / self.units.reshape(shape)
+        total: FloatArray = over.sum(axis=0)
         return total
 
     def reach(self, ledger: Ledger, most: int = sys.maxsize) -> bool:
-        """Lower levels, least value lost per excess removed first, until every capacity holds.
+        """Change levels, least value lost per excess removed first, until nothing is broken.
+
+        A forbidden combination counts as an excess of its own, larger than any other. Two groups with forbidden
+        combinations move together where one alone would break them.
 
         Parameters
         ----------
@@ -83,15 +93,23 @@ class Mover:
         Returns
         -------
         bool
-            Whether every capacity holds now. Without a limit on moves, only tables that do not rise can prevent it.
+            Whether everything holds now. Without a limit on moves, only costs that do not rise with the levels and
+            forbidden combinations can prevent it.
         """
         while not ledger.feasible and most > 0:
             most -= 1
-            here = float(self._excess(np.array(ledger.used, dtype=object)[:, None], ledger.limits)[0])
-            ways = [way for g in range(len(self.values)) if (way := self._ways_down(ledger, g, here)) is not None]
-            if not ways:
+            here = float(self._excess(ledger.now, ledger)[0])
+            weight = 1.0 + here
+            ways = [way for g in range(len(self.values)) if (way := self._ways_down(ledger, g, here, weight))]
+            both = [way for g in range(len(self.values)) for way in self._ways_of_two(ledger, g, here)]
+            if not ways and not both:
                 break
             ways.sort(key=lambda way: (float(way[1].min()), way[0]))
+            if both and (not ways or min(both)[0] < float(ways[0][1].min())):
+                _, g, level, h, other = min(both)
+                ledger.move(g, level)
+                ledger.move(h, other)
+                continue
             g, rates, removed, levels = ways[0]
             rival = float(ways[1][1].min()) if len(ways) > 1 else np.inf
             # As far as no other group is cheaper: one long step instead of many short ones.
@@ -99,17 +117,50 @@ class Mover:
             ledger.move(g, int(levels[np.argmax(np.where(good, removed, -np.inf))]))
         return ledger.feasible
 
-    def _ways_down(self, ledger: Ledger, g: int, excess: float) -> tuple[int, FloatArray, FloatArray, IntArray] | None:
+    def _ways_down(
+        self, ledger: Ledger, g: int, excess: float, weight: float
+    ) -> tuple[int, FloatArray, FloatArray, IntArray] | None:
         """Levels of a group that reduce the excess: value lost per excess removed, excess removed, level indices."""
         near = self._near(g, ledger.choice[g])
         if not near.size:
             return None
-        removed = excess - self._excess(ledger.moved(g, near), ledger.limits)
+        removed = excess - self._excess(ledger.moved(g, near), ledger)
+        gains = ledger.gain(g, near)
+        if ledger.value_tables[g]:
+            broken = ledger.breaks(g, near)
+            removed = np.where(broken > 0, 0.0, removed - weight * broken)
+            gains = np.where(np.isfinite(gains), gains, 0.0)
         helps = removed > 0
         if not helps.any():
             return None
         near, removed = near[helps], removed[helps]
-        return g, (self.values[g][ledger.choice[g]] - self.values[g][near]) / removed, removed, near
+        return g, -gains[helps] / removed, removed, near
+
+    def _ways_of_two(self, ledger: Ledger, g: int, excess: float) -> list[tuple[float, int, int, int, int]]:
+        """For each tied partner of ``g`` the best move of both: value lost per excess removed, groups and levels."""
+        partners = [h for h in ledger.tied[g] if h > g]
+        if not partners:
+            return []
+        found = []
+        near = self._near(g, ledger.choice[g])
+        rows = near[ledger.breaks(g, near) > 0]
+        for h in partners if rows.size else []:
+            columns = self._near(h, ledger.choice[h])
+            gains = ledger.joint_gain(g, rows, h, columns)
+            removed = excess - self._excess(self._amounts(ledger, g, rows, h, columns), ledger)
+            useful = (removed > 0) & np.isfinite(gains)
+            if useful.any():
+                rates = np.where(useful, -gains / np.where(useful, removed, 1.0), np.inf)
+                row, column = divmod(int(np.argmin(rates)), len(columns))
+                found.append((float(rates[row, column]), g, int(rows[row]), h, int(columns[column])))
+        return found
+
+    @staticmethod
+    def _amounts(ledger: Ledger, first: int, rows: IntArray, second: int, columns: IntArray) -> Amounts:
+        """Amounts when two groups move, shape ``(M, len(rows), len(columns))``."""
+        amounts: Amounts = ledger.moved(first, rows)[:, :, None] + ledger.change(second, columns)[:, None, :]
+        extra = ledger.together(first, rows, second, columns)
+        return amounts if extra is None else amounts + extra
 
     def fill(self, ledger: Ledger) -> None:
         """Raise levels one after the other, best value per cost first, until the choice is maximal.
@@ -131,12 +182,15 @@ class Mover:
     def _next_rate(self, ledger: Ledger, g: int) -> float | None:
         """Value per cost of the next level of ``g``; None when it may not be taken."""
         index, values = ledger.choice[g], self.values[g]
-        if index + 1 >= len(values) or values[index + 1] < values[index]:
+        if index + 1 >= len(values):
+            return None
+        gain = ledger.exact_gain(g, index + 1)
+        if gain < 0:
             return None
         change = ledger.change(g, np.array([index + 1]))
         if not ledger.fits(ledger.shifted(change))[0]:
             return None
-        return self._rate(float(values[index + 1] - values[index]), float((change[:, 0] / self.units).sum()))
+        return self._rate(gain, float((change[:, 0] / self.units).sum()))
 
     @staticmethod
     def _rate(gain: float, cost: float) -> float:
@@ -145,7 +199,9 @@ class Mover:
     def _run(self, ledger: Ledger, g: int, rival: float) -> None:
         """Raise ``g`` while its next level is allowed and no worse than the best of the others."""
         start, values = ledger.choice[g], self.values[g]
-        ahead = np.arange(start + 1, min(len(values), start + 1 + _RUN))
+        # With value tables the next gain has to be looked up exactly each time.
+        far = start + 2 if ledger.value_tables[g] else start + 1 + _RUN
+        ahead = np.arange(start + 1, min(len(values), far))
         amounts = ledger.moved(g, ahead)
         gains = np.diff(values[start : ahead[-1] + 1])
         allowed = ledger.fits(amounts) & (gains >= 0)
@@ -184,25 +240,25 @@ class Mover:
         improved = True
         while improved:
             improved = False
-            for g, values in enumerate(self.values):
+            for g in range(len(self.values)):
                 near = self._near(g, ledger.choice[g])
-                near = near[values[near] > values[ledger.choice[g]] + self.epsilon]
-                if not near.size:
+                gains = ledger.gain(g, near)
+                better = gains > self.epsilon
+                if not better.any():
                     continue
-                near = near[ledger.fits(ledger.moved(g, near))]
-                if near.size:
-                    ledger.move(g, int(near[np.argmax(values[near])]))
+                near, gains = near[better], gains[better]
+                fits = ledger.fits(ledger.moved(g, near))
+                if fits.any():
+                    ledger.move(g, int(near[np.argmax(np.where(fits, gains, -np.inf))]))
                     improved = True
 
     def _exchange(self, ledger: Ledger, first: int, second: int) -> bool:
-        here, there = self.values[first][ledger.choice[first]], self.values[second][ledger.choice[second]]
-        rows, columns = (self._around(g, ledger.choice[g]) for g in (first, second))
-        gains = self.values[first][rows][:, None] - here + self.values[second][columns] - there
+        tied = second in ledger.tied[first]
+        rows, columns = (self._around(g, ledger.choice[g], tied) for g in (first, second))
+        gains = ledger.joint_gain(first, rows, second, columns)
         if not np.any(gains > self.epsilon):
             return False
-        amounts = ledger.moved(first, rows)[:, :, None] + ledger.change(second, columns)[:, None, :]
-        extra = ledger.together(first, rows, second, columns)
-        fits = ledger.fits(amounts if extra is None else amounts + extra)
+        fits = ledger.fits(self._amounts(ledger, first, rows, second, columns))
         gains = np.where(fits, gains, -np.inf)
         row, column = divmod(int(np.argmax(gains)), len(columns))
         if gains[row, column] <= self.epsilon:
@@ -211,8 +267,11 @@ class Mover:
         ledger.move(second, int(columns[column]))
         return True
 
-    def _around(self, group: int, index: int) -> IntArray:
-        return np.arange(max(0, index - _PAIR_REACH), min(len(self.values[group]), index + _PAIR_REACH + 1))
+    def _around(self, group: int, index: int, tied: bool) -> IntArray:
+        """Levels near the current one; all over the range, thinned, for groups with forbidden combinations."""
+        last = len(self.values[group]) - 1
+        near = np.arange(max(0, index - _PAIR_REACH), min(last, index + _PAIR_REACH) + 1)
+        return np.union1d(near, np.linspace(0, last, min(last + 1, _TIED_LEVELS)).astype(np.int64)) if tied else near
 
     def greedy(self, ledger: Ledger, weights: FloatArray) -> None:
         """Marginal greedy from the current choice upwards: always the raise with most value per weighted cost.
@@ -241,17 +300,17 @@ class Mover:
     def _push(
         self, heap: list[tuple[float, int, int]], ledger: Ledger, g: int, grid: IntArray, weights: FloatArray
     ) -> None:
-        values, index = self.values[g], ledger.choice[g]
-        above = grid[grid > index]
-        above = above[values[above] > values[index]]
+        above = grid[grid > ledger.choice[g]]
+        gains = ledger.gain(g, above)
+        above, gains = above[gains > 0], gains[gains > 0]
         if not above.size:
             return
         change = ledger.change(g, above)
         fits = ledger.fits(ledger.shifted(change))
-        above, change = above[fits], change[:, fits]
+        above, change, gains = above[fits], change[:, fits], gains[fits]
         if not above.size:
             return
-        costs = weights @ change.astype(np.float64)
-        rates = (values[above] - values[index]) / np.maximum(costs, 1e-300)
+        costs = weights @ change[: len(weights)].astype(np.float64)
+        rates = gains / np.maximum(costs, 1e-300)
         at = int(np.argmax(rates))
         heapq.heappush(heap, (-float(rates[at]), g, int(above[at])))

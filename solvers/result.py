@@ -35,6 +35,7 @@ class Limit(Enum):
     TIME = "time"
     NODES = "nodes"
     STOPPED = "stopped"  # the progress callback asked for it
+    INTERRUPTED = "interrupted"  # Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,31 @@ class Leaf:
         Smallest and largest level index per group, shape ``(G,)``, both included.
     prices
         Value per unit of each resource, shape ``(m,)``, at least 0.
+    inner
+        Corners of a part of the box that the leaf says nothing about: every level outside of it has a max-marginal
+        within the bound. None when the leaf bounds the whole box. Empty when some low exceeds its high.
     """
 
     low: IntArray
     high: IntArray
     prices: FloatArray
+    inner: tuple[IntArray, IntArray] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Fixing:
+    """Levels left out of the search because no choice with one of them exceeds the bound.
+
+    Parameters
+    ----------
+    prices
+        Value per unit of each resource, shape ``(m,)``: the max-marginals at these prices prove it.
+    kept
+        Level indices that stay, per group, increasing.
+    """
+
+    prices: FloatArray
+    kept: tuple[IntArray, ...]
 
 
 def relative_gap(objective: float, bound: float, total: float) -> float:
@@ -92,11 +113,14 @@ class Certificate:
     prices
         Value lost per unit less of each resource, at the root of the search.
     leaves
-        Boxes that cover all choices, with prices that prove the bound in each.
+        Boxes that cover all choices, with prices that prove the bound in each. They count groups and levels of the
+        problem with its links merged (`solvers.reduction.without_links`) and reduced by ``fixings``.
     choice
         Level index per group, shape ``(G,)``.
     check
         The proof's method: raises ValueError when the certificate is false for the problem.
+    fixings
+        Levels left out before the leaves were made, one step after the other.
     """
 
     objective: float
@@ -108,6 +132,7 @@ class Certificate:
     leaves: tuple[Leaf, ...]
     choice: IntArray
     check: Callable[[SelectionProblem, Certificate], None] = field(repr=False)
+    fixings: tuple[Fixing, ...] = ()
 
     def verify(self, problem: SelectionProblem) -> None:
         """Recompute objective, used amounts and every leaf's bound. Raises ValueError when something is false."""

@@ -26,6 +26,8 @@ LAYERS = {
     "solvers.problem": 1,
     "solvers.quadratic": 1,
     "solvers.result": 1,
+    "solvers.reduction": 2,
+    "solvers.ledger": 2,
     "solvers.verify": 2,
     "solvers.bounds": 2,
     "solvers": 3,

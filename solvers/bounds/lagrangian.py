@@ -22,8 +22,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from solvers.bounds.factors import Priced, collect, expand, least_costs
 from solvers.bounds.hull import upper_hull
 from solvers.bounds.plan import Factor, Part, Plan, Planner, Scope, Step
 from solvers.problem import FloatArray, IntArray, SelectionProblem
@@ -32,8 +32,8 @@ from solvers.problem import FloatArray, IntArray, SelectionProblem
 MAX_CELLS = 20_000_000
 
 #: Tables up to this many cells are maximised in one call; larger ones level by level, in the cache's reach.
-_WHOLE_TABLE = 50_000
-_SHORT_ROW = 2_000
+WHOLE_TABLE = 50_000
+SHORT_ROW = 2_000
 
 #: Once buckets are split, larger tables cost more time than they improve the bound; an exact plan for a small box may
 #: be somewhat larger.
@@ -53,7 +53,7 @@ class Dual:
     exact: bool
 
 
-class _Summand(NamedTuple):
+class Summand(NamedTuple):
     """One array of a bucket over ``scope``: priced cost per unit of the group, or value with the group's axis first."""
 
     scope: Scope
@@ -71,40 +71,14 @@ class _Hull(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Priced:
-    """A box with prices: what every table of one evaluation needs."""
+class Forward:
+    """One elimination: the priced maximum, what each part of each step summed, and the messages in order."""
 
-    prices: tuple[float, ...]
-    low: tuple[int, ...]
-    high: tuple[int, ...]
-
-    def window(self, group: int) -> slice:
-        return slice(self.low[group], self.high[group] + 1)
-
-
-def _expand(array: FloatArray, scope: Scope, target: Scope) -> FloatArray:
-    """View of ``array`` (axes ``scope``) that broadcasts over the axes ``target``, which are in the same order."""
-    if len(scope) == len(target):
-        return array
-    sizes = iter(array.shape)
-    return array.reshape([next(sizes) if g in scope else 1 for g in target])
-
-
-def _least_costs(factor: Factor, levels: list[FloatArray], k: int, box: _Priced, kept: Scope) -> FloatArray:
-    """Cost of capacity ``k`` over the box and the axes ``kept``, every other group at its least."""
-    total = np.zeros([box.high[g] - box.low[g] + 1 for g in kept])
-    for coefficient, powers in factor.products[k]:
-        array = np.array(float(coefficient)).reshape([1] * len(kept))
-        for g, power in zip(factor.scope, powers, strict=True):
-            if g in kept:
-                array = array * _expand(levels[g][box.window(g)] ** power, (g,), kept)
-            else:
-                array = array * levels[g][box.low[g]] ** power
-        total = total + array
-    for table in factor.tables[k]:
-        dropped = tuple(axis for axis, g in enumerate(factor.scope) if g not in kept)
-        total = total + table[tuple(box.window(g) for g in factor.scope)].min(axis=dropped)
-    return total
+    total: float
+    steps: list[tuple[Step, list[list[Summand]]]]
+    messages: list[tuple[Scope, FloatArray]]
+    slopes: list[float]
+    exact: bool
 
 
 class Lagrangian:
@@ -121,8 +95,10 @@ class Lagrangian:
     def __init__(self, problem: SelectionProblem, max_cells: int = MAX_CELLS) -> None:
         self.problem = problem
         self.max_cells = max_cells
-        self._levels = [group.levels.astype(np.float64) for group in problem.groups]
-        self._factors = self._collect_factors()
+        if problem.links:
+            raise ValueError("Expected no links. Got some. Merge them with solvers.reduction.without_links.")
+        self.levels = [group.levels.astype(np.float64) for group in problem.groups]
+        self._factors, self._linear, self._curved = collect(problem)
         self._static: dict[tuple[int, int, int], FloatArray] = {}
         self._hulls: dict[tuple[int, int, int], _Hull] = {}
         self._plans: dict[tuple[int, ...], Plan] = {}
@@ -131,47 +107,15 @@ class Lagrangian:
             for capacity, merged in zip(problem.capacities, problem.polynomials, strict=True)
         ]
 
-    def _collect_factors(self) -> tuple[Factor, ...]:
-        m, groups = len(self.problem.capacities), range(len(self.problem.groups))
-        products: dict[Scope, list[list[tuple[int, tuple[int, ...]]]]] = {}
-        tables: dict[Scope, list[list[NDArray[np.int64]]]] = {}
-        self._linear = np.zeros((m, len(groups)))
-        self._curved: list[dict[int, FloatArray]] = [{} for _ in groups]
-        for k, merged in enumerate(self.problem.polynomials):
-            for coefficient, powers in merged.products:
-                scope = tuple(g for g, _ in powers)
-                if len(scope) > 1:
-                    row = products.setdefault(scope, [[] for _ in range(m)])
-                    row[k].append((coefficient, tuple(power for _, power in powers)))
-                    tables.setdefault(scope, [[] for _ in range(m)])
-                elif powers[0][1] == 1:
-                    self._linear[k, scope[0]] += coefficient
-                else:
-                    self._bend(k, scope[0], float(coefficient) * self._levels[scope[0]] ** powers[0][1])
-            for table in merged.tables:
-                axes = sorted(range(len(table.groups)), key=table.groups.__getitem__)
-                scope = tuple(table.groups[axis] for axis in axes)
-                if len(scope) > 1:
-                    products.setdefault(scope, [[] for _ in range(m)])
-                    tables.setdefault(scope, [[] for _ in range(m)])[k].append(table.entries.transpose(axes))
-                else:
-                    self._bend(k, scope[0], table.entries.astype(np.float64))
-        return tuple(
-            Factor(scope, tuple(map(tuple, products[scope])), tuple(map(tuple, tables[scope])))
-            for scope in sorted(products)
-        )
-
-    def _bend(self, k: int, group: int, cost: FloatArray) -> None:
-        """Add a cost of one group that is not proportional to its level."""
-        self._curved[group][k] = self._curved[group].get(k, np.zeros(len(cost))) + cost
-
     @cached_property
     def _scales(self) -> tuple[float, FloatArray, int]:
         """Largest sum of |values|, largest amount per capacity, number of terms: the sizes that rounding acts on."""
         problem = self.problem
         values = math.fsum(float(np.abs(group.values).max()) for group in problem.groups)
+        finite = [factor.values[np.isfinite(factor.values)] for factor in self._factors if factor.values is not None]
+        values += math.fsum(float(np.abs(entries).max(initial=0.0)) for entries in finite)
         amounts = np.zeros(len(problem.capacities))
-        terms = len(problem.groups)
+        terms = len(problem.groups) + len(finite)
         for k, (capacity, merged) in enumerate(zip(problem.capacities, problem.polynomials, strict=True)):
             top = sum(
                 c * math.prod(int(problem.groups[g].levels[-1]) ** power for g, power in powers)
@@ -189,7 +133,7 @@ class Lagrangian:
 
     # --- planning: which group goes when, over which tables ------------------------------------------------------
 
-    def _plan(self, box: _Priced) -> Plan:
+    def _plan(self, box: Priced) -> Plan:
         if self._root.exact:
             return self._root
         # In a smaller box nothing may need splitting. A plan that still splits would not be better than the root's,
@@ -219,20 +163,33 @@ class Lagrangian:
         low, high
             Level indices, shape ``(G,)``, both included.
         """
+        prices = self.checked_prices(prices)
+        box = Priced(tuple(prices.tolist()), tuple(low.tolist()), tuple(high.tolist()))
+        run = self.forward(box)
+        choice = np.zeros(len(box.low), dtype=np.int64)
+        for step, used in reversed(run.steps):
+            choice[step.group] = self._decode(step, used, run.slopes[step.group], box, choice)
+        return Dual(run.total + self.rounding(prices), choice, run.exact)
+
+    def checked_prices(self, prices: FloatArray) -> FloatArray:
+        """Prices as float64 ``(m,)``. Raises ValueError when they do not give a bound."""
         prices = np.asarray(prices, dtype=np.float64)
         if prices.shape != (len(self.problem.capacities),) or not np.all(np.isfinite(prices)) or np.any(prices < 0):
             raise ValueError(
                 f"Expected finite prices of at least 0, shape ({len(self.problem.capacities)},). Got {prices}. "
                 "A negative price does not give a bound."
             )
-        box = _Priced(tuple(prices.tolist()), tuple(low.tolist()), tuple(high.tolist()))
+        return prices
+
+    def forward(self, box: Priced) -> Forward:
+        """Eliminate every group in a box with prices."""
         plan = self._plan(box)
-        slopes = (prices @ self._linear).tolist()
+        slopes = (np.array(box.prices) @ self._linear).tolist() if box.prices else [0.0] * len(box.low)
         messages: list[tuple[Scope, FloatArray]] = []
-        tables: list[tuple[Step, list[list[_Summand]]]] = []
+        steps: list[tuple[Step, list[list[Summand]]]] = []
         total = math.fsum(p * slack for p, slack in zip(box.prices, self._slack, strict=True))
         for step in plan.steps:
-            used: list[list[_Summand]] = []
+            used: list[list[Summand]] = []
             for part in step.parts:
                 arrays = self._arrays(step.group, part, box, messages)
                 scope, message = part.scope, self._message(step, part, arrays, slopes[step.group], box)
@@ -240,28 +197,38 @@ class Lagrangian:
                 messages.append((scope, message))
                 if not scope:
                     total += float(message)
-            tables.append((step, used))
-        choice = np.zeros(len(box.low), dtype=np.int64)
-        for step, used in reversed(tables):
-            choice[step.group] = self._decode(step, used, slopes[step.group], box, choice)
-        return Dual(total + self.rounding(prices), choice, plan.exact)
+            steps.append((step, used))
+        return Forward(total, steps, messages, slopes, plan.exact)
 
-    def _arrays(self, group: int, part: Part, box: _Priced, messages: list[tuple[Scope, FloatArray]]) -> list[_Summand]:
+    def _arrays(self, group: int, part: Part, box: Priced, messages: list[tuple[Scope, FloatArray]]) -> list[Summand]:
         """What a part sums: priced costs per unit of the group, and priced values with the group's axis first."""
-        arrays: list[_Summand] = []
+        arrays: list[Summand] = []
         for index, frozen, per_unit in part.factors:
             rest = tuple(g for g in self._factors[index].scope if g != group and g not in frozen)
+            if self._factors[index].values is not None:
+                arrays.append(Summand(rest, self._combined_values(index, group, frozen, box), False))
+                continue
             cost = self._priced_cost(index, group, frozen, per_unit, box)
-            arrays.append(_Summand(rest, cost if per_unit else -cost, per_unit))
+            arrays.append(Summand(rest, cost if per_unit else -cost, per_unit))
         for number in part.messages:
             scope, message = messages[number]
             axis = scope.index(group)
             axes = (axis, *range(axis), *range(axis + 1, len(scope)))
             rest = scope[:axis] + scope[axis + 1 :]
-            arrays.append(_Summand(rest, message.transpose(axes) if axis else message, False))
+            arrays.append(Summand(rest, message.transpose(axes) if axis else message, False))
         return arrays
 
-    def _priced_cost(self, index: int, group: int, frozen: Scope, per_unit: bool, box: _Priced) -> FloatArray:
+    def _combined_values(self, index: int, group: int, frozen: Scope, box: Priced) -> FloatArray:
+        """Values of a factor over the box, the group's axis first; groups in ``frozen`` are taken at their best."""
+        factor = self._factors[index]
+        assert factor.values is not None
+        window = factor.values[tuple(box.window(g) for g in factor.scope)]
+        if frozen:
+            window = window.max(axis=tuple(axis for axis, g in enumerate(factor.scope) if g in frozen))
+        kept = [g for g in factor.scope if g not in frozen]
+        return np.moveaxis(window, kept.index(group), 0)
+
+    def _priced_cost(self, index: int, group: int, frozen: Scope, per_unit: bool, box: Priced) -> FloatArray:
         """``sum_k price_k cost_k`` of one factor over the box; the group's axis first, or divided out (per unit)."""
         factor = self._factors[index]
         rest = tuple(g for g in factor.scope if g != group and g not in frozen)
@@ -283,40 +250,40 @@ class Lagrangian:
         if (index, k, key) not in self._static:
             factor = self._factors[index]
             group = key if key >= 0 else ~key
-            levels = list(self._levels)
+            levels = list(self.levels)
             if key >= 0:
                 levels[group] = np.ones(1)
-            everything = _Priced((), (0,) * len(levels), tuple(len(array) - 1 for array in levels))
-            array = _least_costs(factor, levels, k, everything, factor.scope)
+            everything = Priced((), (0,) * len(levels), tuple(len(array) - 1 for array in levels))
+            array = least_costs(factor, levels, k, everything, factor.scope)
             axis = factor.scope.index(group)
             array = array.squeeze(axis) if key >= 0 else np.moveaxis(array, axis, 0)
             self._static[index, k, key] = np.ascontiguousarray(array)
         return self._static[index, k, key]
 
-    def _frozen_cost(self, factor: Factor, k: int, group: int, rest: Scope, per_unit: bool, box: _Priced) -> FloatArray:
+    def _frozen_cost(self, factor: Factor, k: int, group: int, rest: Scope, per_unit: bool, box: Priced) -> FloatArray:
         kept = tuple(sorted((*rest, group)))
         if not per_unit:
-            return np.moveaxis(_least_costs(factor, self._levels, k, box, kept), kept.index(group), 0)
-        levels = list(self._levels)
+            return np.moveaxis(least_costs(factor, self.levels, k, box, kept), kept.index(group), 0)
+        levels = list(self.levels)
         levels[group] = np.ones(1)
         low, high = list(box.low), list(box.high)
         low[group] = high[group] = 0
-        unit = _Priced(box.prices, tuple(low), tuple(high))
-        return _least_costs(factor, levels, k, unit, kept).squeeze(kept.index(group))
+        unit = Priced(box.prices, tuple(low), tuple(high))
+        return least_costs(factor, levels, k, unit, kept).squeeze(kept.index(group))
 
-    def _own(self, group: int, box: _Priced) -> FloatArray:
+    def own(self, group: int, box: Priced) -> FloatArray:
         """Value of the group's levels in the box, less its own priced cost that is not proportional to the level."""
         own = self.problem.groups[group].values[box.window(group)]
         for k, cost in self._curved[group].items():
             own = own - box.prices[k] * cost[box.window(group)]
         return own
 
-    def _hull(self, group: int, box: _Priced) -> _Hull:
+    def _hull(self, group: int, box: Priced) -> _Hull:
         """Hull of the group's own value over its levels in the box; kept while it does not depend on prices."""
         key = (group, box.low[group], box.high[group])
         if not self._curved[group] and key in self._hulls:
             return self._hulls[key]
-        levels, own = self._levels[group][box.window(group)], self._own(group, box)
+        levels, own = self.levels[group][box.window(group)], self.own(group, box)
         index = upper_hull(levels, own)
         widths, heights = levels[index], own[index]
         hull = _Hull(index, widths, heights, -np.diff(heights) / np.diff(widths))
@@ -326,7 +293,7 @@ class Lagrangian:
             self._hulls[key] = hull
         return hull
 
-    def _message(self, step: Step, part: Part, arrays: list[_Summand], slope: float, box: _Priced) -> FloatArray:
+    def _message(self, step: Step, part: Part, arrays: list[Summand], slope: float, box: Priced) -> FloatArray:
         """Maximum over the step's group of one part, shape: box over ``part.scope``.
 
         The group's own value and slope are shared equally among the parts of a split bucket.
@@ -334,51 +301,59 @@ class Lagrangian:
         group, shares = step.group, len(step.parts)
         dense = [summand for summand in arrays if not summand.per_unit]
         if not part.conjugate:
-            own = (self._own(group, box) - slope * self._levels[group][box.window(group)]) / shares
+            own = (self.own(group, box) - slope * self.levels[group][box.window(group)]) / shares
             return self._table_maximum(group, own, dense, part.scope, box)
         columns = tuple(g for g in part.scope if g not in part.rows)
         price: FloatArray = np.asarray(slope / shares)
         for scope, array, _ in sorted((s for s in arrays if s.per_unit), key=lambda s: len(s.scope)):
-            price = price + _expand(array, scope, columns)
+            price = price + expand(array, scope, columns)
         if not dense:
             hull = self._hull(group, box)
             # Steps rise along the hull: stop where the next one loses more value than its price saves.
             best = np.searchsorted(hull.steps, -price * shares)
             conjugate: FloatArray = hull.heights[best] / shares - hull.widths[best] * price
             return conjugate
-        own = self._own(group, box) / shares
+        own = self.own(group, box) / shares
         return self._row_conjugates(group, own, dense, price, part, box)
 
     def _row_conjugates(
-        self, group: int, own: FloatArray, dense: list[_Summand], price: FloatArray, part: Part, box: _Priced
+        self, group: int, own: FloatArray, dense: list[Summand], price: FloatArray, part: Part, box: Priced
     ) -> FloatArray:
         """``max_n curve_r(n) - n price_c`` for every cell ``r`` of the part's rows and ``c`` of its other axes."""
-        levels = self._levels[group][box.window(group)]
+        levels = self.levels[group][box.window(group)]
         rows = [box.high[g] - box.low[g] + 1 for g in part.rows]
-        curves = _expand(own, (group,), (group, *part.rows))
+        curves = expand(own, (group,), (group, *part.rows))
         for scope, array, _ in dense:
-            curves = curves + _expand(array, (group, *scope), (group, *part.rows))
+            curves = curves + expand(array, (group, *scope), (group, *part.rows))
         curves = np.ascontiguousarray(curves.reshape(len(levels), -1).T)
         flat = price.reshape(-1)
         table = np.empty((len(curves), flat.size))
+        forbidden = bool(np.isneginf(curves).any())
         for row, curve in enumerate(curves):
-            hull = upper_hull(levels, curve)
-            widths, heights = levels[hull], curve[hull]
+            points = levels
+            if forbidden:
+                allowed = np.isfinite(curve)
+                if not allowed.any():
+                    table[row] = -np.inf
+                    continue
+                points, curve = levels[allowed], curve[allowed]
+            hull = upper_hull(points, curve)
+            widths, heights = points[hull], curve[hull]
             best = np.searchsorted(-np.diff(heights) / np.diff(widths), -flat)
             np.subtract(heights[best], widths[best] * flat, out=table[row])
         axes = [*part.rows, *(g for g in part.scope if g not in part.rows)]
         return table.reshape((*rows, *price.shape)).transpose([axes.index(g) for g in part.scope])
 
     def _table_maximum(
-        self, group: int, own: FloatArray, dense: list[_Summand], target: Scope, box: _Priced
+        self, group: int, own: FloatArray, dense: list[Summand], target: Scope, box: Priced
     ) -> FloatArray:
         """Maximum over the first axis of the sum of all summands, shape: box over ``target``."""
         by_scope: dict[Scope, FloatArray] = {(): own}
         for scope, array, _ in sorted(dense, key=lambda summand: len(summand.scope)):
             by_scope[scope] = by_scope[scope] + array if scope in by_scope else array
-        views = [_expand(array, (group, *scope), (group, *target)) for scope, array in by_scope.items()]
+        views = [expand(array, (group, *scope), (group, *target)) for scope, array in by_scope.items()]
         sizes = [box.high[g] - box.low[g] + 1 for g in target]
-        if math.prod(sizes) <= _SHORT_ROW or len(own) * math.prod(sizes) <= _WHOLE_TABLE:
+        if math.prod(sizes) <= SHORT_ROW or len(own) * math.prod(sizes) <= WHOLE_TABLE:
             table = views[0]
             for view in views[1:]:
                 table = table + view
@@ -392,7 +367,7 @@ class Lagrangian:
             np.maximum(message, row, out=message)
         return message
 
-    def _decode(self, step: Step, used: list[list[_Summand]], slope: float, box: _Priced, choice: IntArray) -> int:
+    def _decode(self, step: Step, used: list[list[Summand]], slope: float, box: Priced, choice: IntArray) -> int:
         """Best level of the step's group, given the groups eliminated after it; ties go to the smaller level."""
         group = step.group
         if len(step.parts) == 1 and step.parts[0].conjugate and all(summand.per_unit for summand in used[0]):
@@ -401,8 +376,8 @@ class Lagrangian:
                 price += float(array[tuple(int(choice[g]) - box.low[g] for g in scope)])
             hull = self._hull(group, box)
             return box.low[group] + int(hull.position[np.searchsorted(hull.steps, -price)])
-        levels = self._levels[group][box.window(group)]
-        priced = self._own(group, box) - slope * levels
+        levels = self.levels[group][box.window(group)]
+        priced = self.own(group, box) - slope * levels
         for scope, array, per_unit in (summand for arrays in used for summand in arrays):
             at: list[slice | int] = [int(choice[g]) - box.low[g] for g in scope]
             if per_unit:

@@ -21,17 +21,19 @@ _POINT_WORK = 30
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """All cost terms over one set of at least two groups.
+    """All cost terms over one set of at least two groups, or all values of their combinations.
 
     ``products[k]`` are (coefficient, powers along ``scope``) of capacity ``k``; ``tables[k]`` have axes in scope order.
+    ``values``, with the same axes, is None in a factor of costs.
     """
 
     scope: Scope
     products: tuple[tuple[tuple[int, tuple[int, ...]], ...], ...]
     tables: tuple[tuple[NDArray[np.int64], ...], ...]
+    values: NDArray[np.float64] | None = None
 
     def linear_in(self, group: int) -> bool:
-        if any(self.tables):
+        if any(self.tables) or self.values is not None:
             return False
         axis = self.scope.index(group)
         return all(powers[axis] == 1 for products in self.products for _, powers in products)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from solvers.problem import Capacity, Group, Product, SelectionProblem, Table, Term
+from solvers.problem import Capacity, Group, Link, LocalLimit, Product, SelectionProblem, Table, Term, ValueTable
 
 #: Structures per group of the random problems.
 WIDTH = 12
@@ -51,6 +53,38 @@ def random_problem(seed: int) -> SelectionProblem:
     return SelectionProblem(tuple(groups), tuple(capacities), WIDTH * len(groups))
 
 
+def coupled_problem(seed: int) -> SelectionProblem:
+    """A random problem with forbidden and valued combinations, local limits and links, each in about half of them."""
+    problem = random_problem(seed)
+    rng = np.random.default_rng([seed, 1])
+    count = len(problem.groups)
+    tables, limits, links = [], [], []
+    if count > 1 and rng.random() < 0.6:
+        for number in range(int(rng.integers(1, 4))):
+            scope = rng.permutation(count)[: int(rng.integers(2, min(count, 3) + 1))]
+            shape = [len(problem.groups[g]) for g in scope]
+            entries = rng.normal(size=shape) * rng.choice([0.0, 0.5])
+            if rng.random() < 0.7:
+                entries = np.where(rng.random(shape) < rng.choice([0.2, 0.6]), -np.inf, entries)
+            tables.append(ValueTable(tuple(scope.tolist()), entries, f"table{number}"))
+    if rng.random() < 0.5:
+        for number in range(int(rng.integers(1, 4))):
+            scope = rng.permutation(count)[: int(rng.integers(1, min(count, 3) + 1))]
+            terms = tuple((int(g), int(rng.integers(0, 4))) for g in scope)
+            top = sum(c * int(problem.groups[g].levels[-1]) for g, c in terms)
+            limits.append(LocalLimit(terms, int(top * rng.uniform(0.3, 1.0)), f"operator{number}"))
+    if count > 1 and rng.random() < 0.4:
+        for by_index in (True, False):
+            scope = rng.permutation(count)[: int(rng.integers(2, min(count, 3) + 1))]
+            link = Link(tuple(scope.tolist()), by_index)
+            try:
+                SelectionProblem(problem.groups, problem.capacities, problem.size, (), (), (link,))
+            except ValueError:
+                continue  # no common level, or not as many
+            links = [link]
+    return replace(problem, value_tables=tuple(tables), local_limits=tuple(limits), links=tuple(links))
+
+
 def _budget(resource: str, terms: list[Term], groups: list[Group], fraction: float) -> Capacity:
     """A limit between what the smallest and the largest levels use."""
     alone = SelectionProblem(tuple(groups), (Capacity(resource, 0, tuple(terms)),), sum(len(g.order) for g in groups))
@@ -75,7 +109,20 @@ def permuted(problem: SelectionProblem, order: np.ndarray) -> SelectionProblem:
         )
         for capacity in problem.capacities
     )
-    return SelectionProblem(tuple(problem.groups[int(old)] for old in order), capacities, problem.size)
+    return SelectionProblem(
+        tuple(problem.groups[int(old)] for old in order),
+        capacities,
+        problem.size,
+        tuple(
+            ValueTable(tuple(place[g] for g in table.groups), table.entries, table.label)
+            for table in problem.value_tables
+        ),
+        tuple(
+            LocalLimit(tuple((place[g], c) for g, c in limit.terms), limit.limit, limit.label)
+            for limit in problem.local_limits
+        ),
+        tuple(Link(tuple(place[g] for g in link.groups), link.by_index) for link in problem.links),
+    )
 
 
 class _Network:

@@ -13,7 +13,16 @@ from solvers.problem import Capacity, Group, Product, SelectionProblem, Table
 from solvers.result import OPTIMAL_GAP, Limit, Result, TerminationReason, relative_gap
 from solvers.verify import is_feasible, is_maximal
 from tests.references import best_choice
-from tests.solvers.instances import block_layers, clique, joint_hubs, permuted, random_problem, resnet50, resnet56
+from tests.solvers.instances import (
+    block_layers,
+    clique,
+    coupled_problem,
+    joint_hubs,
+    permuted,
+    random_problem,
+    resnet50,
+    resnet56,
+)
 
 
 def check_laws(problem: SelectionProblem, result: Result) -> None:
@@ -32,30 +41,52 @@ def check_laws(problem: SelectionProblem, result: Result) -> None:
     certificate.verify(problem)
 
 
-@pytest.mark.parametrize("batch", range(20))
+def check_optimum(problem: SelectionProblem, settings: Allocation) -> None:
+    """The answer is what enumeration finds, with a proof; or there is none and the answer says so."""
+    best, result = best_choice(problem), settings.solve(problem)
+    if best is None:
+        assert result.termination.reason is TerminationReason.INFEASIBLE
+        assert result.choice is result.selection is result.certificate is None
+        return
+    check_laws(problem, result)
+    assert result.termination.reason is TerminationReason.OPTIMAL
+    assert result.certificate is not None
+    assert result.certificate.objective == pytest.approx(best.value, abs=1e-9)
+    assert result.certificate.bound >= best.value
+
+
+def exact(seed: int) -> Allocation:
+    """Settings of an exact solve; a fifth with tables too small for exact elimination."""
+    return Allocation(gap_tolerance=0.0, time_limit=None, max_cells=10 if seed % 5 == 0 else 10**6)
+
+
+@pytest.mark.parametrize("batch", range(10))
 def test_the_answer_is_the_enumerated_optimum(batch: int) -> None:
-    """Exact solve = exhaustive search on 1,000 problems; a fifth with tables too small for exact elimination."""
+    """Exact solve = exhaustive search on 500 problems of budgets alone."""
     for seed in range(50 * batch, 50 * batch + 50):
-        problem = random_problem(seed)
-        best = best_choice(problem)
-        settings = Allocation(gap_tolerance=0.0, max_cells=10) if seed % 5 == 0 else Allocation(gap_tolerance=0.0)
-        result = settings.solve(problem)
-        if best is None:
-            assert result.termination.reason is TerminationReason.INFEASIBLE
-            assert result.choice is result.selection is result.certificate is None
-            continue
-        check_laws(problem, result)
-        assert result.termination.reason is TerminationReason.OPTIMAL
-        assert result.certificate is not None
-        assert result.certificate.objective == pytest.approx(best.value, abs=1e-9)
-        assert result.certificate.bound >= best.value
+        check_optimum(random_problem(seed), exact(seed))
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_coupled_groups_have_the_enumerated_optimum(batch: int) -> None:
+    """The same on 500 problems with value tables, forbidden combinations, local limits and links."""
+    for seed in range(50 * batch, 50 * batch + 50):
+        check_optimum(coupled_problem(seed), exact(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", range(20))
+def test_coupled_groups_have_the_enumerated_optimum_in_ten_thousand_problems(batch: int) -> None:
+    """The same on 10,000 others."""
+    for seed in range(2000 + 500 * batch, 2500 + 500 * batch):
+        check_optimum(coupled_problem(seed), exact(seed))
 
 
 @pytest.mark.parametrize("batch", range(4))
 def test_early_stops_keep_every_law(batch: int) -> None:
     """With a tolerance, few nodes or no time the bound still holds and the choice is still maximal."""
     for seed in range(1000 + 50 * batch, 1050 + 50 * batch):
-        problem = random_problem(seed)
+        problem = coupled_problem(seed)
         best = best_choice(problem)
         if best is None:
             continue
@@ -75,7 +106,7 @@ def test_early_stops_keep_every_law(batch: int) -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_the_order_of_groups_does_not_matter(seed: int) -> None:
     """Permuting groups leaves the optimal value."""
-    problem = random_problem(seed)
+    problem = coupled_problem(seed)
     other = permuted(problem, np.random.default_rng(seed).permutation(len(problem.groups)))
     first, second = (Allocation(gap_tolerance=0.0).solve(p).certificate for p in (problem, other))
     assert (first is None) == (second is None)
@@ -86,7 +117,7 @@ def test_the_order_of_groups_does_not_matter(seed: int) -> None:
 def test_more_budget_is_never_worse() -> None:
     """Objective and bound rise with the budget when solved to optimality, on random problems and a network."""
     for seed in range(20):
-        problem = random_problem(seed)
+        problem = coupled_problem(seed)
         objectives, bounds = [], []
         for extra in (0, 5, 20, 100):
             larger = problem.with_limits({c.resource: c.limit + extra for c in problem.capacities})

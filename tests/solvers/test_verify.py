@@ -10,20 +10,22 @@ import numpy as np
 import pytest
 
 from solvers.allocation import Allocation
-from solvers.problem import SelectionProblem
-from solvers.result import Certificate, Leaf, relative_gap
+from solvers.problem import Capacity, Group, Link, Product, SelectionProblem
+from solvers.result import Certificate, relative_gap
 from solvers.verify import check_cover, is_feasible, is_maximal
-from tests.references import all_choices, amounts
-from tests.solvers.instances import random_problem, resnet56
+from tests.references import all_choices, value, within_budget
+from tests.solvers.instances import coupled_problem, resnet56
 
 
 @cache
 def solved() -> tuple[SelectionProblem, Certificate]:
     """A ResNet-56 with a proof of several leaves."""
     problem = resnet56()
-    certificate = Allocation(gap_tolerance=1e-3).solve(problem).certificate
+    certificate = Allocation(gap_tolerance=0.0, max_nodes=8).solve(problem).certificate
     assert certificate is not None
     assert len(certificate.leaves) > 2
+    assert any(leaf.inner is not None for leaf in certificate.leaves)
+    assert certificate.fixings
     return problem, certificate
 
 
@@ -36,7 +38,7 @@ def test_a_true_certificate_passes() -> None:
 def test_a_smaller_bound_fails() -> None:
     """Even when the gap is made to match."""
     problem, certificate = solved()
-    bound = certificate.objective + 0.5 * (certificate.bound - certificate.objective)
+    bound = certificate.objective + 0.1 * (certificate.bound - certificate.objective)
     gap = relative_gap(certificate.objective, bound, problem.total_value)
     with pytest.raises(ValueError, match="not proven"):
         replace(certificate, bound=bound, gap=gap).verify(problem)
@@ -58,14 +60,45 @@ def test_a_shrunk_leaf_fails() -> None:
     high = leaf.high.copy()
     high[int(np.argmax(high - leaf.low))] -= 1
     with pytest.raises(ValueError, match="cover"):
-        replace(certificate, leaves=(Leaf(leaf.low, high, leaf.prices), *certificate.leaves[1:])).verify(problem)
+        replace(certificate, leaves=(replace(leaf, high=high), *certificate.leaves[1:])).verify(problem)
+
+
+def test_a_leaf_that_leaves_more_out_fails() -> None:
+    """What it says nothing about has to be in other leaves, what it claims has to be within the bound."""
+    problem, certificate = solved()
+    number = next(i for i, leaf in enumerate(certificate.leaves) if leaf.inner is not None)
+    leaf = certificate.leaves[number]
+    assert leaf.inner is not None
+    for inner in ((leaf.low, leaf.high), (leaf.high + 1, leaf.high)):
+        others = certificate.leaves[:number] + certificate.leaves[number + 1 :]
+        with pytest.raises(ValueError, match="cover|not proven"):
+            replace(certificate, leaves=(replace(leaf, inner=inner), *others)).verify(problem)
+
+
+def test_levels_left_out_need_their_proof() -> None:
+    """Other prices, fewer levels kept, or levels that do not exist are found."""
+    problem, certificate = solved()
+    first, *rest = certificate.fixings
+    widest = int(np.argmax([len(kept) for kept in first.kept]))
+    fewer = tuple(kept[:1] if g == widest else kept for g, kept in enumerate(first.kept))
+    beyond = tuple(kept + 1000 if g == widest else kept for g, kept in enumerate(first.kept))
+    for fixing, message in (
+        (replace(first, prices=0.0 * first.prices), "not proven"),
+        (replace(first, kept=fewer), "not proven"),
+        (replace(first, kept=beyond), "levels"),
+        (replace(first, kept=first.kept[:-1]), "levels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(certificate, fixings=(fixing, *rest)).verify(problem)
+    with pytest.raises(ValueError, match="cover|outside|not proven"):
+        replace(certificate, fixings=()).verify(problem)
 
 
 def test_other_prices_fail() -> None:
     """A leaf without prices proves only the total value; negative prices prove nothing."""
     problem, certificate = solved()
     for factor, message in ((0.0, "not proven"), (-1.0, "at least 0")):
-        leaves = tuple(Leaf(leaf.low, leaf.high, factor * leaf.prices) for leaf in certificate.leaves)
+        leaves = tuple(replace(leaf, prices=factor * leaf.prices) for leaf in certificate.leaves)
         with pytest.raises(ValueError, match=message):
             replace(certificate, leaves=leaves).verify(problem)
 
@@ -112,17 +145,24 @@ def test_a_pinwheel_with_a_hole_is_no_cover() -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_feasible_and_maximal_mean_what_they_say(seed: int) -> None:
     """Against the definition on every choice."""
-    problem = random_problem(seed)
-    limits = [capacity.limit for capacity in problem.capacities]
-
-    def within(choice: tuple[int, ...]) -> bool:
-        return all(a <= b for a, b in zip(amounts(problem, choice), limits, strict=True))
-
+    problem = replace(coupled_problem(seed), links=())
     for choice in all_choices(problem):
-        assert is_feasible(problem, choice) == within(choice)
+        assert is_feasible(problem, choice) == within_budget(problem, choice)
+        if not within_budget(problem, choice):
+            continue
         raised = [
             (*choice[:g], choice[g] + 1, *choice[g + 1 :])
             for g, group in enumerate(problem.groups)
-            if choice[g] + 1 < len(group) and group.values[choice[g] + 1] >= group.values[choice[g]]
+            if choice[g] + 1 < len(group)
         ]
-        assert is_maximal(problem, choice) == (not any(within(other) for other in raised))
+        better = [other for other in raised if value(problem, other) >= value(problem, choice)]
+        assert is_maximal(problem, choice) == (not any(within_budget(problem, other) for other in better))
+
+
+def test_linked_groups_rise_together() -> None:
+    """Maximal when no level that all of them have is free, whatever one of them could do alone."""
+    groups = tuple(Group(f"g{g}", np.arange(4), np.arange(4.0), np.arange(3) + 3 * g) for g in range(2))
+    terms = (Product((0,), 1), Product((1,), 1))
+    problem = SelectionProblem(groups, (Capacity("params", 3, terms),), 6, links=(Link((0, 1)),))
+    assert is_maximal(problem, [1, 1])
+    assert not is_maximal(problem, [0, 0])
