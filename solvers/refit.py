@@ -27,7 +27,7 @@ __all__ = ["Refit", "RefitResult", "Start", "from_activity", "from_backward", "f
 #: A start returns a first selection with that many kept structures; None when it was stopped before it had one.
 Start: TypeAlias = Callable[[Sequence[ReducedMap], int, Callable[[], bool]], BoolArray | None]
 
-#: Above as many inputs the greedy paths cost more than the exchanges that they save.
+#: Above so many inputs the greedy paths cost more than the exchanges that they save.
 LARGE = 2048
 
 #: A probe vector that is reproduced with a larger relative error has the tableau computed afresh.
@@ -47,6 +47,9 @@ def _activity(maps: Sequence[ReducedMap]) -> FloatArray:
     count = len(maps[0].moment) // maps[0].each
     scores = np.zeros(count)
     for one in maps:
+        if one.each == 1:
+            scores += np.diag(one.moment) * (one.weight**2).sum(axis=0)
+            continue
         index = np.arange(len(one.moment)).reshape(count, one.each)
         blocks = one.moment[index[:, :, None], index[:, None, :]]
         parts = one.weight[:, index]
@@ -122,9 +125,11 @@ class Refit:
     Parameters
     ----------
     starts
-        Where searches begin; None takes exact backward elimination and, on large problems, activation times weight.
+        Where searches begin; None takes activation times weight and, below 2,048 inputs, exact backward elimination.
     tolerance
         Swaps that lower the loss by a smaller part than this are left.
+    depth
+        Where no swap helps, chains of so many swaps are tried that help together; 0 for none.
     curve
         Whether to give the loss at every width, too.
     bound
@@ -137,6 +142,7 @@ class Refit:
 
     starts: tuple[Start, ...] | None = None
     tolerance: float = 1e-7
+    depth: int = 8
     curve: bool = False
     bound: bool = False
     time_limit: float | None = None
@@ -187,7 +193,7 @@ class Refit:
         starts = self.starts
         if starts is None:
             large = max(len(one.moment) for one in maps) > LARGE
-            starts = (from_activity,) if large else (from_backward,)
+            starts = (from_activity,) if large else (from_activity, from_backward)
         for start in starts:
             selection = start(maps, problem.keep, stop)
             if selection is not None:
@@ -234,7 +240,8 @@ class _Search:
         tableau = self._fresh(selection)
         last, since, checked = tableau.loss, 0, True
         while not self.over():
-            leave, enter = best_swaps(tableau, self.settings.tolerance * max(tableau.loss, 0.0), self.over)
+            least = self.settings.tolerance * max(tableau.loss, 0.0)
+            leave, enter = best_swaps(tableau, least, self.over, self.settings.depth)
             if len(leave):
                 tableau.exchange(leave, enter)
                 self.swaps += len(leave)

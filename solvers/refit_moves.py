@@ -54,32 +54,58 @@ def swap_bounds(tableau: Tableau) -> FloatArray:
     return total
 
 
-def best_swaps(tableau: Tableau, least: float, stop: Callable[[], bool]) -> tuple[IntArray, IntArray]:
-    """Kept places to leave and as many other places to enter; both empty if no swap gains more than ``least``.
+def best_swaps(
+    tableau: Tableau, least: float, stop: Callable[[], bool], depth: int = 0
+) -> tuple[IntArray, IntArray]:
+    """Kept places to leave and as many other places to enter; both empty if nothing gains more than ``least``.
 
-    An answer found in time is empty only if no single swap gains more.
+    An answer found in time is empty only if no single swap gains more. With ``depth``, chains of so many swaps that
+    gain together are looked for, too, where no single one does.
     """
     nothing = np.zeros(0, dtype=np.int64)
     if tableau.count == 0 or tableau.count == len(tableau.order):
         return nothing, nothing
-    exact = all(sheet.each == 1 for sheet in tableau.sheets)
     scores = swap_bounds(tableau)
-    widest = max(sheet.each for sheet in tableau.sheets)
-    side = max(8, CANDIDATES // widest)
-    if float(scores.max()) <= least:
-        return nothing, nothing
-    leave, enter = _candidates(scores, side), _candidates(scores.T, side)
-    small = tableau.part(leave, enter + tableau.count)
-    _steepest(small, least, stop)
-    if tableau.loss - small.loss > least:
-        kept = set(small.order[: small.count].tolist())
-        out = np.array([place for place in leave.tolist() if place not in kept], dtype=np.int64)
-        new = np.array([place for place in (enter + tableau.count).tolist() if place in kept], dtype=np.int64)
-        return out, new
-    if exact:
-        row, column = np.unravel_index(int(np.argmax(scores)), scores.shape)
-        return np.array([row]), np.array([column + tableau.count])
-    return _first_exact(tableau, scores, least)
+    side = max(8, CANDIDATES // max(sheet.each for sheet in tableau.sheets))
+    leave, enter = _candidates(scores, side), _candidates(scores.T, side) + tableau.count
+    if float(scores.max()) > least:
+        small = tableau.part(leave, enter)
+        _steepest(small, least, stop)
+        if tableau.loss - small.loss > least:
+            return _difference(small, leave, enter)
+        single = _first_exact(tableau, scores, least)
+        if len(single[0]):
+            return single
+    if depth > 1 and not stop():
+        small = tableau.part(leave, enter)
+        if _chain(small, depth, least):
+            return _difference(small, leave, enter)
+    return nothing, nothing
+
+
+def _difference(small: Tableau, leave: IntArray, enter: IntArray) -> tuple[IntArray, IntArray]:
+    """The places, of the large tableau, that a search on a small one exchanged in the end."""
+    inside = small.order[: small.count]
+    return leave[~np.isin(leave, inside)], enter[np.isin(enter, inside)]
+
+
+def _chain(tableau: Tableau, depth: int, least: float) -> bool:
+    """The best of all beginnings of a chain of best swaps, whatever they cost, each structure moved once at most.
+
+    After Kernighan and Lin 1970. Leaves the tableau there and says whether it gained.
+    """
+    start, order = tableau.loss, tableau.order.copy()
+    best, found = start - least, order
+    open_rows, open_columns = np.ones(tableau.count, dtype=bool), np.ones(len(order) - tableau.count, dtype=bool)
+    for _ in range(min(depth, tableau.count, len(open_columns))):
+        gains = np.where(open_rows[:, None] & open_columns, swap_gains(tableau), -np.inf)
+        row, column = divmod(int(np.argmax(gains)), len(open_columns))
+        open_rows[row] = open_columns[column] = False
+        tableau.exchange(np.array([row]), np.array([column + tableau.count]))
+        if tableau.loss < best:
+            best, found = tableau.loss, tableau.order.copy()
+    tableau.order = found
+    return found is not order
 
 
 def _candidates(scores: FloatArray, side: int) -> IntArray:

@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cholesky
-from scipy.linalg.lapack import dpotri
+from scipy.linalg.lapack import dpotrf, dpotri
 
 from solvers.quadratic import FloatArray, IntArray, ReducedMap
 from solvers.tableau import inputs
@@ -26,7 +25,7 @@ from solvers.tableau import inputs
 __all__ = ["Path", "backward", "forward"]
 
 #: Inputs taken between two updates of the whole matrices.
-PANEL = 64
+PANEL = 192
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +59,13 @@ def forward(maps: Sequence[ReducedMap], steps: int, stop: Callable[[], bool] | N
 
 
 def _inverse(moment: FloatArray) -> FloatArray:
-    factor = cholesky(moment, lower=True, check_finite=False)
-    inverse, _ = dpotri(factor, lower=1, overwrite_c=1)
-    lower = np.tril(inverse)
-    return np.asarray(lower + np.tril(lower, -1).T)
+    factor, failed = dpotrf(moment.T, lower=1, clean=1)
+    if failed:
+        raise np.linalg.LinAlgError("Expected a positive definite moment. Got one that is not. Add damping.")
+    lower, _ = dpotri(factor, lower=1, overwrite_c=1)
+    inverse = lower + lower.T
+    inverse.flat[:: len(inverse) + 1] /= 2
+    return np.asarray(inverse)
 
 
 def _walk(fronts: list[_Front], steps: int, sign: float, stop: Callable[[], bool] | None) -> Path:

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky
 from scipy.linalg.blas import dgemm
+from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
 
 from solvers.quadratic import BoolArray, FloatArray, IntArray, ReducedMap
 
@@ -149,30 +149,33 @@ def _distance(got: FloatArray, wanted: FloatArray) -> float:
 def _sheet(one: ReducedMap, order: IntArray, count: int) -> tuple[Sheet, float]:
     """A and Q from H and W alone, and the loss."""
     index = inputs(order, one.each)
-    kept, gone = index[: count * one.each], index[count * one.each :]
-    split, size = len(kept), len(index)
-    moves = np.empty((size, size), order="F")
-    rows = np.empty((size, len(one.weight)), order="F")
-    rows[:split] = one.weight[:, kept].T
+    split, size = count * one.each, len(index)
+    moment = one.moment[index][:, index]
     # G_S = H_SS W_S + H_SP W_P, so R_S = W_S + K H_SP W_P and R_P = (H_PP - H_PS K H_SP) W_P: no difference of
     # large numbers is left.
-    removed = one.weight[:, gone].T
-    inner = one.moment[np.ix_(gone, gone)]
+    rows = one.weight.T[index]
+    removed = rows[split:].copy()
+    moves = np.empty((size, size), order="F")
+    inner = moment[split:, split:]
     if split:
-        factor = (cholesky(one.moment[np.ix_(kept, kept)], lower=True, check_finite=False), True)
-        border = one.moment[np.ix_(kept, gone)]
-        inverse = cho_solve(factor, np.eye(split), check_finite=False)
-        through = cho_solve(factor, border, check_finite=False)
-        moves[:split, :split] = -(inverse + inverse.T) / 2
+        border = moment[:split, split:]
+        factor, failed = dpotrf(moment[:split, :split].T, lower=1)
+        if failed:
+            raise np.linalg.LinAlgError("Expected a positive definite moment. Got one that is not. Add damping.")
+        lower, _ = dpotri(factor, lower=1, overwrite_c=0)
+        inverse = lower + lower.T
+        inverse.flat[:: split + 1] /= 2
+        through, _ = dpotrs(factor, border, lower=1)
+        moves[:split, :split] = -inverse
         moves[:split, split:] = through
         moves[split:, :split] = through.T
         inner = inner - border.T @ through
+        inner = (inner + inner.T) / 2
         rows[:split] += through @ removed
-    inner = (inner + inner.T) / 2
     moves[split:, split:] = inner
     rows[split:] = inner @ removed
     loss = 0.5 * float(np.sum(removed * rows[split:]))
-    return Sheet(moves, np.asfortranarray(rows @ rows.T), one.each), loss
+    return Sheet(moves, (rows @ rows.T).T, one.each), loss
 
 
 def _exchange(sheet: Sheet, places: IntArray, signs: FloatArray) -> None:
@@ -180,18 +183,19 @@ def _exchange(sheet: Sheet, places: IntArray, signs: FloatArray) -> None:
     index = inputs(places, sheet.each)
     moves, gains = sheet.moves, sheet.gains
     sign = np.repeat(signs, sheet.each)
-    pivot = moves[np.ix_(index, index)]
+    # Both matrices are symmetric and stored by columns: a row of the transpose lies side by side.
+    columns = moves.T[index]
+    pivot = columns[:, index]
     inverse = np.linalg.inv((pivot + pivot.T) / 2)
-    columns = moves[:, index]
-    through = np.asfortranarray(columns @ inverse)
-    dgemm(-1.0, through, columns, beta=1.0, c=moves, trans_b=True, overwrite_c=True)
-    signed = through * sign
-    signed[index] = -sign[:, None] * inverse * sign
-    moves[:, index] = signed
-    moves[index, :] = signed.T
+    through = inverse @ columns
+    dgemm(-1.0, through.T, columns.T, beta=1.0, c=moves, trans_b=True, overwrite_c=True)
+    signed = through * sign[:, None]
+    signed[:, index] = -sign[:, None] * inverse * sign
+    moves[:, index] = signed.T
+    moves[index, :] = signed
     # R' = R - C R_T with C = A_UT B, and C_T = I - J B so that R'_T = J B R_T.
-    through[index] = np.eye(len(index)) - sign[:, None] * inverse
-    columns = gains[:, index]
-    half = columns - through @ (columns[index] / 2)
-    left, right = np.concatenate([through, half], axis=1), np.concatenate([half, through], axis=1)
-    dgemm(-1.0, left, right, beta=1.0, c=gains, trans_b=True, overwrite_c=True)
+    through[:, index] = np.eye(len(index)) - inverse * sign
+    columns = gains.T[index]
+    half = columns - columns[:, index] @ (through / 2)
+    left, right = np.concatenate([through, half]), np.concatenate([half, through])
+    dgemm(-1.0, left.T, right.T, beta=1.0, c=gains, trans_b=True, overwrite_c=True)
