@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--images", type=int, default=10_000, metavar="N", help="test images, the first N")
     made.add_argument("--calibration", type=int, default=1024, metavar="N", help="training images for every method")
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="tables show mean ± std over them")
     made.add_argument("--out", type=Path, default=RESULTS, help=f"folder of rows and tables (default: {RESULTS})")
     made.add_argument("--resume", action="store_true", help="keep rows that OUT has with these settings")
     return made
@@ -216,8 +216,6 @@ def run(options: argparse.Namespace, command: str, console: Console) -> list[Row
     networks = {name: trained_resnet(folder, name) for name in options.models}
     test = images(folder, "test").first(options.images)
     test = Images(test.inputs.contiguous(memory_format=LAYOUT), test.targets)
-    calibration = images(folder, "train_0").sample(options.calibration, options.seed).batches(BATCH)
-    used = Settings(len(test), options.calibration, options.seed)
     about = Row(
         "",
         1.0,
@@ -225,24 +223,29 @@ def run(options: argparse.Namespace, command: str, console: Console) -> list[Row
         "",
         "",
         "",
-        used,
+        Settings(len(test), options.calibration, options.seeds[0]),
         versions=versions(PACKAGES),
         commit=commit(CODE),
         command=command,
         machine=f"{machine()}, torch on {torch.get_num_threads()} of them",
     )
     methods = [method for method in METHODS if method.name in options.methods]
-    todo: list[tuple[str, float, Method]] = []
+    todo: list[tuple[str, float, Method, int]] = []
     for name in networks:
-        todo.append((name, 1.0, Dense()))
-        todo += [(name, cap, method) for cap in options.budgets for method in methods]
+        todo.append((name, 1.0, Dense(), options.seeds[0]))
+        todo += [(name, cap, method, seed) for cap in options.budgets for method in methods for seed in options.seeds]
+    train = images(folder, "train_0")
     rows = []
-    for number, (name, cap, method) in enumerate(todo, start=1):
-        console.print(f"[{number}/{len(todo)}] {name} at {cap:g}: {method.name} ... ", end="", markup=False)
-        row = read_row(options.out, name, cap, method.name) if options.resume else None
+    for number, (name, cap, method, seed) in enumerate(todo, start=1):
+        drawn = f", seed {seed}" if len(options.seeds) > 1 else ""
+        console.print(f"[{number}/{len(todo)}] {name} at {cap:g}: {method.name}{drawn} ... ", end="", markup=False)
+        used = replace(about.settings, seed=seed)
+        row = read_row(options.out, name, cap, method.name, seed) if options.resume else None
         if row is None or row.settings != used or row.failure:
+            calibration = train.sample(options.calibration, seed).batches(BATCH)
             blank = replace(
                 about,
+                settings=used,
                 network=name,
                 macs_cap=cap,
                 method=method.name,
@@ -250,7 +253,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> list[Row
                 software=method.software,
                 batch_norm=method.batch_norm,
             )
-            row = run_row(method, Case(networks[name], cap, calibration, options.seed), test, blank)
+            row = run_row(method, Case(networks[name], cap, calibration, seed), test, blank)
             write_row(options.out, row)
         # What a method is called may have changed since a row was written.
         row = replace(row, label=method.label, software=method.software, batch_norm=method.batch_norm)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from statistics import fmean, stdev
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -28,6 +29,8 @@ class Settings:
         Number of test images, the first ones.
     calibration
         Number of training images that methods may look at.
+    seed
+        What draws these images, and whatever else is drawn.
     """
 
     images: int
@@ -45,6 +48,8 @@ class Row:
         Fraction of the dense network's macs that was allowed; 1.0 for the dense network itself.
     accuracy, loss
         On the test images; loss in nats per image. None if the method failed.
+    accuracy_std
+        Standard deviation of the accuracy over seeds, where the row is a mean over several.
     macs, macs_dense
         By torch's own counter, for every method.
     own_fraction
@@ -75,6 +80,7 @@ class Row:
     gap: float | None = None
     predicted_loss: float | None = None
     failure: str | None = None
+    accuracy_std: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     commit: str = ""
     command: str = ""
@@ -91,9 +97,10 @@ class Row:
         fraction = self.macs_fraction
         if self.accuracy is None or fraction is None or self.params is None:
             return (*words, "failed", *[""] * (len(HEADINGS) - LEFT - 1))
+        spread = "" if self.accuracy_std is None else f" ± {100 * self.accuracy_std:.2f}"
         return (
             *words,
-            f"{100 * self.accuracy:.2f} %",
+            f"{100 * self.accuracy:.2f}{spread} %",
             "" if self.loss is None else f"{self.loss:.3f}",
             f"{fraction:.4f}",
             f"{fraction / self.macs_cap:.4f}",
@@ -106,19 +113,19 @@ class Row:
 # ---------------------------------------------------------------- files
 
 
-def row_path(folder: Path, network: str, macs_cap: float, method: str) -> Path:
+def row_path(folder: Path, network: str, macs_cap: float, method: str, seed: int = 0) -> Path:
     """Return the name of a row's file."""
-    return folder / "rows" / f"{network}_{macs_cap:g}_{method}.json"
+    return folder / "rows" / f"{network}_{macs_cap:g}_{method}{f'_seed{seed}' if seed else ''}.json"
 
 
 def write_row(folder: Path, row: Row) -> Path:
     """Write a row, whole or not at all."""
-    path = row_path(folder, row.network, row.macs_cap, row.method)
+    path = row_path(folder, row.network, row.macs_cap, row.method, row.settings.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_atomically(path, text_of(asdict(row)))
 
 
-def read_row(folder: Path, network: str, macs_cap: float, method: str) -> Row | None:
+def read_row(folder: Path, network: str, macs_cap: float, method: str, seed: int = 0) -> Row | None:
     """Read a row back; None if there is no such file.
 
     Raises
@@ -126,7 +133,7 @@ def read_row(folder: Path, network: str, macs_cap: float, method: str) -> Row | 
     ValueError
         If the file holds no row.
     """
-    path = row_path(folder, network, macs_cap, method)
+    path = row_path(folder, network, macs_cap, method, seed)
     if not path.exists():
         return None
     try:
@@ -154,10 +161,32 @@ def text_of(content: object) -> bytes:
 # ---------------------------------------------------------------- tables
 
 
-def parts(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
-    """Return the rows by network and cap, the best accuracy first, failures last."""
-    found: dict[tuple[str, float], list[Row]] = {}
+def over_seeds(rows: Sequence[Row]) -> list[Row]:
+    """Return one row per network, cap and method: the mean over its seeds, a failure if it failed with any of them."""
+    found: dict[tuple[str, float, str], list[Row]] = {}
     for row in rows:
+        found.setdefault((row.network, row.macs_cap, row.method), []).append(row)
+    return [_mean(group) for group in found.values()]
+
+
+def _mean(group: list[Row]) -> Row:
+    failed = [row for row in group if row.failure or row.accuracy is None]
+    if failed or len(group) == 1:
+        return (failed or group)[0]
+
+    def mean(name: str) -> float | None:
+        values = [getattr(row, name) for row in group]
+        return None if None in values else fmean(values)
+
+    of = {name: mean(name) for name in ("accuracy", "loss", "own_fraction", "seconds", "gap", "predicted_loss")}
+    counts = {name: round(mean(name) or 0) for name in ("macs", "macs_dense", "params", "params_dense")}
+    return replace(group[0], accuracy_std=stdev(row.accuracy or 0.0 for row in group), **of, **counts)  # type: ignore[arg-type]
+
+
+def parts(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
+    """Return the rows by network and cap, means over seeds, the best accuracy first, failures last."""
+    found: dict[tuple[str, float], list[Row]] = {}
+    for row in over_seeds(rows):
         found.setdefault((row.network, row.macs_cap), []).append(row)
     for key, group in found.items():
         found[key] = sorted(group, key=lambda row: -1.0 if row.accuracy is None else row.accuracy, reverse=True)
@@ -199,11 +228,13 @@ def as_markdown(rows: Sequence[Row], command: str) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in sorted(first.versions.items()))
         commits = ", ".join(sorted({row.commit for row in rows}))
         used = first.settings
+        numbers = sorted({row.settings.seed for row in rows})
+        seeds = f"seed {numbers[0]}" if len(numbers) == 1 else f"seeds {', '.join(map(str, numbers))}: mean ± std"
         lines += [
             f"Command: `{command}`  ",
             f"Accuracy and loss (nats per image) on the first {used.images:,} CIFAR-10 test images; the standard error "
             f"of an accuracy of 90 % is {100 * (0.09 / used.images) ** 0.5:.1f} points. Every method may look at the "
-            f"same {used.calibration:,} training images (seed {used.seed}) and at no test image. Batch norm "
+            f"same {used.calibration:,} training images ({seeds}) and at no test image. Batch norm "
             "'recalibrated' means that its statistics are measured anew on these images, 're-fitted' that the "
             "surviving weights are fitted on them too.  ",
             "'Inner channels' are those within blocks. Torch-Pruning takes the residual stream too ('all channels') "

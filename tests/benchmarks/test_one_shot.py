@@ -145,8 +145,8 @@ def test_the_markdown_table_is_well_formed(rows: list[Row]) -> None:
 
 def test_the_markdown_page_says_how_to_repeat_it(rows: list[Row]) -> None:
     """Command, images, calibration, seed, versions, commit and machine are on the page."""
-    page = as_markdown(rows, "python -m benchmarks.one_shot --seed 0")
-    for word in ("benchmarks.one_shot --seed 0", "200", "64", "seed 0", "torch 2.13.0", "abc", "2 CPU cores"):
+    page = as_markdown(rows, "python -m benchmarks.one_shot --seeds 0")
+    for word in ("benchmarks.one_shot --seeds 0", "200", "64", "seed 0", "torch 2.13.0", "abc", "2 CPU cores"):
         assert word in page
 
 
@@ -194,3 +194,18 @@ def test_reconstruction_beats_the_baseline(data_folder: Path, tmp_path: Path) ->
     best = max(one["accuracy"] for name, one in rows.items() if name.startswith("tp-"))
     assert rows["reconstruction"]["accuracy"] >= best + 0.1
     assert all(one["macs"] <= 0.5 * one["macs_dense"] for name, one in rows.items() if name != "dense")
+
+
+def test_tables_show_means_over_seeds(rows: list[Row], tmp_path: Path) -> None:
+    """Rows of several seeds keep files of their own and share a line, mean ± std; a failure shows."""
+    other = replace(rows[3], accuracy=0.87, settings=replace(SETTINGS, seed=1))
+    page = as_markdown([*rows, other], "command")
+    assert "**86.00 ± 1.41 %**" in page
+    assert "seeds 0, 1" in page
+    assert "85.00" not in page
+    write_row(tmp_path, rows[3])
+    write_row(tmp_path, other)
+    assert read_row(tmp_path, "resnet20", 0.5, "reconstruction", 1) == other
+    assert read_row(tmp_path, "resnet20", 0.5, "reconstruction") == rows[3]
+    failed = replace(other, accuracy=None, failure="ValueError: no")
+    assert "Failed, reconstruction: ValueError: no" in as_markdown([*rows, failed], "command")
