@@ -112,7 +112,9 @@ def reduced(one: QuadraticMap) -> ReducedMap:
         moment = inner
     if len(weight) > weight.shape[1]:
         weight = np.asarray(np.linalg.qr(weight, mode="r"))
-    return ReducedMap(np.ascontiguousarray(weight), (moment + moment.T) / 2, one.groups.shape[1])
+    if not np.array_equal(moment, moment.T):
+        moment = (moment + moment.T) / 2
+    return ReducedMap(np.ascontiguousarray(weight), moment, one.groups.shape[1])
 
 
 @dataclass(frozen=True, eq=False)

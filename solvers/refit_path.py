@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg.blas import dgemm
 from scipy.linalg.lapack import dpotrf, dpotri
 
 from solvers.quadratic import FloatArray, IntArray, ReducedMap
-from solvers.tableau import inputs
+from solvers.tableau import by_columns, inputs
 
 __all__ = ["Path", "backward", "forward"]
 
@@ -63,9 +64,8 @@ def _inverse(moment: FloatArray) -> FloatArray:
     if failed:
         raise np.linalg.LinAlgError("Expected a positive definite moment. Got one that is not. Add damping.")
     lower, _ = dpotri(factor, lower=1, overwrite_c=1)
-    inverse = lower + lower.T
-    inverse.flat[:: len(inverse) + 1] /= 2
-    return np.asarray(inverse)
+    lower += np.tril(lower, -1).T
+    return np.asarray(lower)
 
 
 def _walk(fronts: list[_Front], steps: int, sign: float, stop: Callable[[], bool] | None) -> Path:
@@ -100,7 +100,7 @@ class _Front:
     """A and Q of one map over the structures not yet taken; columns of the running panel are kept apart."""
 
     def __init__(self, moves: FloatArray, gains: FloatArray, each: int) -> None:
-        self.moves, self.gains, self.each = np.asfortranarray(moves), np.asfortranarray(gains), each
+        self.moves, self.gains, self.each = by_columns(moves), by_columns(gains), each
         self.count = len(moves) // each
 
     def begin(self, panel: int) -> None:
@@ -145,9 +145,10 @@ class _Front:
     def settle(self, rest: IntArray) -> None:
         """Bring A and Q of the structures at ``rest`` up to date and forget the others."""
         index = inputs(rest, self.each)
-        ratio, half, column = (array[index, : self.used] for array in (self.ratio, self.half, self.column))
-        take = np.ix_(index, index)
-        self.moves = np.asfortranarray(self.moves[take] - ratio @ column.T)
-        through = ratio @ half.T
-        self.gains = np.asfortranarray(self.gains[take] - through - through.T)
+        kept = (array[index, : self.used] for array in (self.ratio, self.half, self.column))
+        ratio, half, column = (np.asfortranarray(array) for array in kept)
+        self.moves, self.gains = (by_columns(array[index][:, index]) for array in (self.moves.T, self.gains.T))
+        dgemm(-1.0, ratio, column, beta=1.0, c=self.moves, trans_b=True, overwrite_c=True)
+        dgemm(-1.0, ratio, half, beta=1.0, c=self.gains, trans_b=True, overwrite_c=True)
+        dgemm(-1.0, half, ratio, beta=1.0, c=self.gains, trans_b=True, overwrite_c=True)
         self.count = len(rest)

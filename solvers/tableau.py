@@ -84,7 +84,7 @@ class Tableau:
         for sheet in self.sheets:
             index = inputs(places, sheet.each)
             take = np.ix_(index, index)
-            sheets.append(Sheet(np.asfortranarray(sheet.moves[take]), np.asfortranarray(sheet.gains[take]), sheet.each))
+            sheets.append(Sheet(by_columns(sheet.moves[take]), by_columns(sheet.gains[take]), sheet.each))
         return Tableau(sheets, places, len(leave), self.loss)
 
     def gain(self, places: IntArray) -> float:
@@ -142,6 +142,11 @@ def inputs(places: IntArray, each: int) -> IntArray:
     return np.asarray((places[:, None] * each + np.arange(each)).ravel(), dtype=np.int64)
 
 
+def by_columns(symmetric: FloatArray) -> FloatArray:
+    """The same symmetric matrix in Fortran order; the transpose of one in C order, which needs no copy."""
+    return symmetric.T if symmetric.flags.c_contiguous else np.asfortranarray(symmetric)
+
+
 def _distance(got: FloatArray, wanted: FloatArray) -> float:
     return float(np.linalg.norm(got - wanted)) / max(float(np.linalg.norm(wanted)), 1e-300)
 
@@ -149,13 +154,13 @@ def _distance(got: FloatArray, wanted: FloatArray) -> float:
 def _sheet(one: ReducedMap, order: IntArray, count: int) -> tuple[Sheet, float]:
     """A and Q from H and W alone, and the loss."""
     index = inputs(order, one.each)
-    split, size = count * one.each, len(index)
-    moment = one.moment[index][:, index]
+    split = count * one.each
+    moves = by_columns(one.moment[index][:, index])
+    moment = moves.T
     # G_S = H_SS W_S + H_SP W_P, so R_S = W_S + K H_SP W_P and R_P = (H_PP - H_PS K H_SP) W_P: no difference of
     # large numbers is left.
     rows = one.weight.T[index]
     removed = rows[split:].copy()
-    moves = np.empty((size, size), order="F")
     inner = moment[split:, split:]
     if split:
         border = moment[:split, split:]
@@ -166,16 +171,14 @@ def _sheet(one: ReducedMap, order: IntArray, count: int) -> tuple[Sheet, float]:
         inverse = lower + lower.T
         inverse.flat[:: split + 1] /= 2
         through, _ = dpotrs(factor, border, lower=1)
+        rows[:split] += through @ removed
+        inner -= border.T @ through
         moves[:split, :split] = -inverse
         moves[:split, split:] = through
         moves[split:, :split] = through.T
-        inner = inner - border.T @ through
-        inner = (inner + inner.T) / 2
-        rows[:split] += through @ removed
-    moves[split:, split:] = inner
     rows[split:] = inner @ removed
     loss = 0.5 * float(np.sum(removed * rows[split:]))
-    return Sheet(moves, (rows @ rows.T).T, one.each), loss
+    return Sheet(moves, by_columns(rows @ rows.T), one.each), loss
 
 
 def _exchange(sheet: Sheet, places: IntArray, signs: FloatArray) -> None:
