@@ -74,16 +74,20 @@ class Floor:
         return self.minimum - self.limit
 
     @property
-    def text(self) -> str:
-        """One line."""
+    def due(self) -> str:
+        """What most of the least amount is due to."""
         total = sum(share.amount for share in self.breakdown)
-        parts = [
-            f"{100 * share.amount / total:.0f} % {share.name} ({share.reason})"
+        return ", ".join(
+            f"{100 * share.amount / total:.0f} % {share.name}: {share.reason}"
             for share in self.breakdown[:_NAMED]
             if total > 0
-        ]
+        )
+
+    @property
+    def text(self) -> str:
+        """One line."""
         what = "smallest reachable" if self.exact else "smallest reachable at least"
-        due = f", of which {', '.join(parts)}" if parts else ""
+        due = f" because of {self.due}" if self.due else ""
         return f"{self.resource}: limit {self.limit}, {what} {self.minimum} (short by {self.shortfall}){due}"
 
 

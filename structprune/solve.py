@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers.allocation import Allocation
-from solvers.bounds.boxes import least_reachable
+from solvers.infeasibility import floors
 from solvers.problem import SelectionProblem, Term
 from solvers.result import Result
 from structprune import account
@@ -259,14 +259,13 @@ def _costs(structures: Structures, task: Task, budget: Budget) -> dict[str, tupl
 
 def _check_reachable(problem: SelectionProblem) -> None:
     """Refuse a cap below what keeping least takes, before the long work."""
-    least = least_reachable(problem)
-    for capacity in problem.capacities:
-        if least[capacity.resource] > capacity.limit:
-            resource, amount = capacity.resource, least[capacity.resource]
-            raise InfeasibleBudgetError(
-                f"Expected at least {amount} {resource}, which the smallest network still takes. "
-                f"Got {capacity.limit}. Pass Budget({resource}={amount}) or more."
-            )
+    for floor in floors(problem):
+        resource, amount = floor.resource, floor.minimum
+        due = f" ({floor.due})" if floor.due else ""
+        raise InfeasibleBudgetError(
+            f"Expected at least {amount} {resource}, which the smallest network still takes{due}. "
+            f"Got {floor.limit}. Pass Budget({resource}={amount}) or more."
+        )
 
 
 def _checked(result: Result, problem: SelectionProblem) -> tuple[Result, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,10 +120,10 @@ def _mask(problem: SelectionProblem, limit: LocalLimit) -> tuple[Scope, FloatArr
         largest = max(scope, key=lambda g: (len(problem.groups[g]), -g))
         scope.remove(largest)
         room -= terms[largest] * int(problem.groups[largest].levels[0])
-    total: NDArray[np.object_] | NDArray[np.int64]
-    small = sum(c * int(problem.groups[g].levels[-1]) for g, c in terms.items()) < 2**62
-    total = np.zeros([1] * len(scope), dtype=np.int64 if small else object)
+    top = sum(c * int(problem.groups[g].levels[-1]) for g, c in terms.items())
+    kind: type = np.int64 if top < 2**62 else object
+    total: NDArray[Any] = np.zeros([1] * len(scope), dtype=kind)
     for axis, g in enumerate(scope):
         shape = [-1 if a == axis else 1 for a in range(len(scope))]
-        total = total + terms[g] * problem.groups[g].levels.astype(total.dtype).reshape(shape)
+        total = total + terms[g] * problem.groups[g].levels.astype(kind).reshape(shape)
     return tuple(scope), np.where(total <= max(-1, room), 0.0, -np.inf)
