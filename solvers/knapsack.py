@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from solvers.bounds.multiple_choice import MultipleChoice, Relaxation, relax
-from solvers.knapsack_check import CoreCheck, search_core
+from solvers.knapsack_check import CoreCheck
 from solvers.knapsack_moves import Moves
+from solvers.knapsack_tree import Box, Tree, search_box
 from solvers.problem import FloatArray, IntArray, SelectionProblem
 from solvers.result import (
     OPTIMAL_GAP,
@@ -31,8 +32,11 @@ from solvers.result import (
     relative_gap,
 )
 
-#: Longest lists of partial choices, one search after the other.
-BEAMS = (300, 3_000, 30_000, 200_000)
+#: Longest lists of partial choices at the root, one search after the other, with one budget and with several.
+_BEAMS = ((300, 3_000, 30_000, 200_000), (300, 3_000))
+
+#: Longest list in a box of branch and bound.
+_NODE_BEAM = 20_000
 
 #: Priced choices that are made feasible, the last ones first.
 _STARTS = 12
@@ -70,7 +74,7 @@ class Knapsack:
 
     gap_tolerance: float = 1e-6
     time_limit: float | None = 20.0
-    max_states: int = 50_000_000
+    max_states: int = 100_000_000
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -108,6 +112,7 @@ class _Search:
         self.bound = np.inf
         self.states = 0
         self.proof: CoreCheck | None = None
+        self.boxes: list[Box] = []
         self.relaxed: Relaxation | None = None
         self.proven_infeasible = False
 
@@ -210,14 +215,17 @@ class _Search:
             return
         self.first_choices(relaxed)
         tried = self.near_prices(relaxed)
-        for beam in BEAMS:
-            if self.done() or self.limit is not None:
-                return
-            while self.search(relaxed, tried, beam):
-                if self.done():
-                    return
-        if not self.done():
+        for beam in _BEAMS[len(self.classes.room) > 1]:
+            while not self.done() and self.left() and self.search(relaxed, tried, beam):
+                pass
+        if not self.done() and self.left() and self.best is not None:
+            self.branch(relaxed, tried)
+        if not self.done() and not self.left():
             self.limit = Limit.NODES
+
+    def left(self) -> int:
+        """Partial choices that may still be formed."""
+        return max(0, self.settings.max_states - self.states)
 
     def near_prices(self, relaxed: Relaxation) -> FloatArray:
         """The prices with the lowest bounds, the best first, shape ``(q, m)``."""
@@ -229,23 +237,44 @@ class _Search:
 
     def search(self, relaxed: Relaxation, tried: FloatArray, beam: int) -> bool:
         """Search the core once; True when a better choice was found but not proven best: then search again."""
-        most = self.settings.max_states - self.states
-        floor = self.objective
+        classes, most, floor = self.classes, self.left(), self.objective
         if floor == -np.inf:
-            floor = -float(self.classes.spread) - abs(relaxed.bound)
-        found = search_core(self.classes, relaxed.prices, relaxed.bound, tried, floor, beam, max(most, 1), self.expired)
+            floor = -classes.spread - 2.0 * abs(relaxed.bound) - 1.0
+        found = search_box(classes, relaxed.prices, relaxed.bound, tried, floor, beam, most, self.expired)
         self.states += found.work
         improved = found.options is not None and self.offer(self.maximal(found.options))
         if self.best is None:
             self.proven_infeasible = found.complete
-        else:
-            bound = max(self.objective, found.bound) + self.classes.value_rounding
-            if bound < self.bound and (found.complete or not improved):
-                self.bound, self.proof = bound, CoreCheck(tried, beam, max(most, 1))
-        if self.states >= self.settings.max_states and not found.complete:
-            self.limit = self.limit or Limit.NODES
             return False
+        bound = max(self.objective, found.bound) + classes.value_rounding
+        if bound < self.bound and (found.complete or not improved):
+            self.bound, self.proof = bound, CoreCheck(tried, beam, False, most)
+            self.boxes = [self.whole(relaxed)]
         return improved and not found.complete
+
+    def branch(self, relaxed: Relaxation, tried: FloatArray) -> None:
+        """Split the core into boxes that are small enough to search."""
+
+        def offer(options: IntArray) -> float:
+            self.offer(self.maximal(options))
+            return self.objective
+
+        def target() -> float:
+            lost = max(0.0, self.problem.total_value - self.objective)
+            return self.objective + self.settings.gap_tolerance * lost
+
+        tree = Tree(self.classes, tried, relaxed.bound, _NODE_BEAM)
+        nodes = tree.run(self.objective, target, offer, self.left(), self.expired)
+        self.states += tree.work
+        bound = max(self.objective, max((node.bound for node in nodes), default=-np.inf)) + self.classes.value_rounding
+        if bound < self.bound:
+            # What was searched in one order may need longer lists in another.
+            self.bound, self.proof = bound, CoreCheck(tried, 4 * _NODE_BEAM, True, self.settings.max_states)
+            self.boxes = [node.box for node in nodes]
+
+    def whole(self, relaxed: Relaxation) -> Box:
+        """All options, at the root's prices."""
+        return Box(self.classes.starts[:-1], self.classes.starts[1:] - 1, relaxed.prices)
 
     def maximal(self, options: IntArray) -> IntArray:
         """Raise groups to their next level while that loses no value and fits."""
@@ -276,7 +305,8 @@ class _Search:
         self.objective = evaluation.value
         bound = max(self.bound, self.objective)
         gap = relative_gap(self.objective, bound, self.problem.total_value)
-        top = np.array([len(group) - 1 for group in self.problem.groups], dtype=np.int64)
+        first = self.classes.starts[:-1]
+        boxes = self.boxes or [self.whole(self.relaxed)]
         resources = [capacity.resource for capacity in self.problem.capacities]
         certificate = Certificate(
             objective=self.objective,
@@ -285,9 +315,9 @@ class _Search:
             used=evaluation.used,
             allowed={capacity.resource: capacity.limit for capacity in self.problem.capacities},
             prices=dict(zip(resources, self.relaxed.prices.tolist(), strict=True)),
-            leaves=(Leaf(self.problem.minimum_choice, top, self.relaxed.prices),),
+            leaves=tuple(Leaf(box.low - first, box.high - first, box.prices) for box in boxes),
             choice=choice,
-            check=self.proof or CoreCheck(self.relaxed.prices[None], 0, 0),
+            check=self.proof or CoreCheck(self.relaxed.prices[None], 0, False, 0),
         )
         return self.result(self.termination(gap), certificate)
 

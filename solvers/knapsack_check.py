@@ -1,85 +1,96 @@
-"""The search of a knapsack's core, and the check that repeats it."""
+"""The check of a knapsack's certificate: bound every leaf at its prices, and repeat the searches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.bounds.core import Found, reduce, search
 from solvers.bounds.multiple_choice import MultipleChoice
-from solvers.problem import FloatArray, SelectionProblem
+from solvers.knapsack_tree import Box, kept, restricted, search_box
+from solvers.problem import BoolArray, FloatArray, SelectionProblem
 from solvers.result import ROUNDING, Certificate, relative_gap
-
-
-def search_core(
-    classes: MultipleChoice,
-    prices: FloatArray,
-    bound: float,
-    tried: FloatArray,
-    floor: float,
-    beam: int,
-    most: int,
-    stop: Callable[[], bool] = lambda: False,
-) -> Found:
-    """Drop every option whose reduced cost shows that it beats no ``floor``, and search what is left.
-
-    Parameters
-    ----------
-    classes
-        The whole problem.
-    prices, bound
-        Prices, shape ``(m,)``, and the Lagrangian bound at them.
-    tried
-        Prices at which partial choices are bounded, shape ``(q, m)``.
-    floor
-        Value to beat.
-    beam, most, stop
-        Limits of the search, see `solvers.bounds.core.search`.
-    """
-    core = reduce(classes, classes.reduced_costs(prices) <= bound - floor + classes.rounding(prices))
-    if core is None:
-        return Found(None, -np.inf, True, 0)
-    return search(core, tried, floor, beam, most, stop)
+from solvers.verify import check_cover
 
 
 @dataclass(frozen=True, eq=False)
 class CoreCheck:
     """Checks a knapsack's certificate; it is called as the certificate's check.
 
+    Every leaf is a box of levels with prices. At the root, options are dropped by their reduced costs at the first of
+    the shared prices. Then each leaf is bounded at its own prices and, where that does not do, searched again.
+
     Parameters
     ----------
-    tried
-        Prices at which partial choices are bounded, shape ``(q, m)``.
-    beam, most
-        Limits of the search; a beam of 0 for a bound that rests on the prices alone.
+    shared
+        Prices at which partial choices are bounded, the root's first, shape ``(q, m)``.
+    beam
+        Longest list of partial choices; 0 for a bound that rests on prices alone.
+    whole
+        Whether a search must be complete to count; otherwise the bounds that are cut off count as well.
+    most
+        Partial choices formed at most in one search.
     """
 
-    tried: FloatArray
+    shared: FloatArray
     beam: int
+    whole: bool
     most: int
 
     def __call__(self, problem: SelectionProblem, certificate: Certificate) -> None:
-        """Bound by prices, drop by reduced costs, search again. Raises ValueError when something is false."""
+        """Recompute the choice's facts and every leaf's bound. Raises ValueError when something is false."""
         _check_choice(problem, certificate)
         classes = MultipleChoice.of(problem)
-        if len(certificate.leaves) != 1:
-            raise ValueError(f"Expected one leaf, the root. Got {len(certificate.leaves)}. Use its own certificate.")
-        prices = np.asarray(certificate.leaves[0].prices, dtype=np.float64)
-        for each in (prices, *self.tried):
-            if each.shape != classes.room.shape or np.any(each < 0) or not np.all(np.isfinite(each)):
+        for prices in (*self.shared, *(leaf.prices for leaf in certificate.leaves)):
+            _check_prices(classes, prices)
+        boxes = _boxes(problem, classes, certificate)
+        if not len(classes):
+            return
+        root, _ = classes.evaluate(self.shared[0])
+        floor = certificate.objective
+        allowed = classes.reduced_costs(self.shared[0]) <= root - floor + classes.rounding(self.shared[0])
+        enough = certificate.bound + classes.value_rounding
+        for number, box in enumerate(boxes):
+            proven = min(root, self.bound(classes, box, allowed, floor, enough))
+            if not proven <= enough:
                 raise ValueError(
-                    f"Expected {len(classes.room)} finite prices of at least 0. Got {each}. No bound follows from them."
+                    f"Expected leaf {number} to prove the bound {certificate.bound!r}. Got {proven!r}. "
+                    "The bound is not proven."
                 )
-        proven, _ = classes.evaluate(prices)
-        if proven > certificate.bound and self.beam:
-            found = search_core(classes, prices, proven, self.tried, certificate.objective, self.beam, self.most)
-            proven = min(proven, max(certificate.objective, found.bound) + classes.value_rounding)
-        if not proven <= certificate.bound + classes.value_rounding:
-            raise ValueError(
-                f"Expected a proof of the bound {certificate.bound!r}. Got one of {proven!r}. The bound is not proven."
-            )
+
+    def bound(self, classes: MultipleChoice, box: Box, allowed: BoolArray, floor: float, enough: float) -> float:
+        """Bound of a box: at its prices, or by search when that is more than ``enough``."""
+        keep = kept(classes, box.low, box.high, allowed)
+        if keep is None:
+            return floor
+        inner, _ = restricted(classes, keep)
+        bound, _ = inner.evaluate(box.prices)
+        if bound <= enough or not self.beam:
+            return max(bound, floor)
+        found = search_box(inner, box.prices, bound, self.shared, floor, self.beam, self.most, whole=self.whole)
+        return min(bound, max(floor, found.bound) + classes.value_rounding)
+
+
+def _check_prices(classes: MultipleChoice, prices: FloatArray) -> None:
+    if prices.shape != classes.room.shape or np.any(prices < 0) or not np.all(np.isfinite(prices)):
+        raise ValueError(
+            f"Expected {len(classes.room)} finite prices of at least 0. Got {prices}. No bound follows from them."
+        )
+
+
+def _boxes(problem: SelectionProblem, classes: MultipleChoice, certificate: Certificate) -> list[Box]:
+    """The leaves as boxes of options. Raises ValueError when they do not cover all choices."""
+    if not certificate.leaves:
+        raise ValueError("Expected at least one proof leaf. Got none. A bound without a proof is no certificate.")
+    first, top = classes.starts[:-1], np.diff(classes.starts) - 1
+    lows = np.array([leaf.low for leaf in certificate.leaves], dtype=np.int64)
+    highs = np.array([leaf.high for leaf in certificate.leaves], dtype=np.int64)
+    if lows.shape != (len(certificate.leaves), len(top)) or highs.shape != lows.shape:
+        raise ValueError(f"Expected leaves over {len(top)} groups. Got {lows.shape}. Use its own certificate.")
+    if np.any(lows < 0) or np.any(highs > top) or np.any(lows > highs):
+        raise ValueError("Expected leaves inside the problem's levels. Got one outside. Use its own certificate.")
+    check_cover(lows, highs, problem.minimum_choice, top)
+    return [Box(first + leaf.low, first + leaf.high, leaf.prices) for leaf in certificate.leaves]
 
 
 def _check_choice(problem: SelectionProblem, certificate: Certificate) -> None:

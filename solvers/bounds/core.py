@@ -4,7 +4,7 @@ An option whose reduced cost at the prices ``p`` exceeds ``D(p) - floor`` is in 
 What is left is the core (Balas and Zemel 1980; Pisinger 1995). Its classes are joined one after the other. A partial
 choice is dropped when it is over budget whatever follows, when its bound is at most ``floor``, or, with one budget,
 when another one leaves as much room and is worth as much. The bound of a partial choice is the linear relaxation of
-what follows: exact with one budget (a concave function of the room that is left), at several prices with more.
+what follows: exact with one budget (a concave function of the room that is left), an upper estimate of it with more.
 
 Lists longer than ``beam`` are cut to the best bounds. The largest bound that was cut off, with ``floor`` and the best
 choice found, then bounds every choice: cutting weakens the proof, never falsifies it.
@@ -110,52 +110,78 @@ def _drop_dominated(classes: MultipleChoice, keep: BoolArray) -> None:
 
 
 class _Suffix:
-    """Bounds on the value of the classes from one on, given the room that is left."""
+    """Bounds on the value of the classes from one on, given the room that is left.
+
+    Two kinds: the Lagrangian bound at fixed prices, and, at the first prices, the least one along each price's axis,
+    which is the linear relaxation in one budget with the others priced.
+    """
 
     def __init__(self, classes: MultipleChoice, prices: FloatArray) -> None:
         self.classes = classes
-        count = len(classes)
-        self.least = np.zeros((len(classes.room), count + 1), dtype=np.int64)
+        count, budgets = len(classes), len(classes.room)
+        self.least = np.zeros((budgets, count + 1), dtype=np.int64)
         self.least[:, :count] = np.cumsum(classes.least[:, ::-1], axis=1)[:, ::-1]
-        self.prices = prices
-        self.curves: list[tuple[FloatArray, FloatArray]] = []
-        self.heights = np.zeros((len(prices), count + 1))
-        if len(classes.room) == 1:
-            self._relaxations()
-        elif count:
-            best = np.array([classes.largest(classes.scores(price)) for price in prices])
+        others = np.repeat(prices[:1], budgets, axis=0)
+        np.fill_diagonal(others, 0.0)
+        self.axes = [(other, _relaxations(classes, k, other)) for k, other in enumerate(others)]
+        # One budget's axis holds the best of all prices.
+        self.prices = prices if budgets != 1 else prices[:0]
+        self.heights = np.zeros((len(self.prices), count + 1))
+        if count and len(self.prices):
+            best = np.array([classes.largest(classes.scores(price)) for price in self.prices])
             self.heights[:, :count] = np.cumsum(best[:, ::-1], axis=1)[:, ::-1]
-            self.heights += np.array([classes.rounding(price) for price in prices])[:, None]
+            self.heights += np.array([classes.rounding(price) for price in self.prices])[:, None]
 
-    def _relaxations(self) -> None:
-        """Value of the linear relaxation by room, from the last class to the first: merged steps of the hulls."""
-        base, gains, widths = 0.0, np.zeros(0), np.zeros(0)
-        self.curves = [(np.zeros(1), np.zeros(1))]
-        for j in range(len(self.classes) - 1, -1, -1):
-            part = slice(self.classes.starts[j], self.classes.starts[j + 1])
-            heights, steps = _hull(self.classes.costs[0, part].astype(np.float64), self.classes.values[part])
-            base += heights[0]
-            gains, widths = np.r_[gains, np.diff(heights)], np.r_[widths, steps]
-            order = np.argsort(-gains / widths, kind="stable")
-            gains, widths = gains[order], widths[order]
-            self.curves.append((np.r_[0.0, np.cumsum(widths)], base + np.r_[0.0, np.cumsum(gains)]))
-        self.curves.reverse()
+    def bound(self, first: int, room: IntArray, worth: FloatArray, floor: float) -> FloatArray:
+        """Bound on partial choices with ``room`` left, shape ``(m, n)``, and ``worth``, shape ``(n,)``.
 
-    def bound(self, first: int, room: IntArray, worth: FloatArray) -> FloatArray:
-        """Bound on partial choices with ``room`` left, shape ``(m, n)``, and ``worth``, shape ``(n,)``."""
-        if len(room) == 1:
-            x, y = self.curves[first]
-            bound: FloatArray = worth + np.interp((room[0] - self.least[0, first]).astype(np.float64), x, y)
-            return bound
-        if not len(room):
-            bound = worth + self.heights[0, first]
-            return bound
+        Where it is at most ``floor`` it need not be the least that is known.
+        """
         left = room.astype(np.float64)
-        bound = np.full(len(worth), np.inf)
+        bound = worth + self._on_axes(first, room, left)
+        if not len(self.prices):
+            return bound
+        open_ones = np.flatnonzero(bound > floor)
+        if 2 * open_ones.size > bound.size:
+            np.minimum(bound, worth + self._at_prices(first, left), out=bound)
+        elif open_ones.size:
+            tighter = worth[open_ones] + self._at_prices(first, left[:, open_ones])
+            bound[open_ones] = np.minimum(bound[open_ones], tighter)
+        return bound
+
+    def _on_axes(self, first: int, room: IntArray, left: FloatArray) -> FloatArray:
+        bound = np.full(room.shape[1], np.inf if len(room) else self.heights[0, first])
+        for k, (other, curves) in enumerate(self.axes):
+            x, y = curves[first]
+            height = np.interp((room[k] - self.least[k, first]).astype(np.float64), x, y)
+            np.minimum(bound, height + other @ left if other.any() else height, out=bound)
+        return bound
+
+    def _at_prices(self, first: int, left: FloatArray) -> FloatArray:
+        bound = np.full(left.shape[1], np.inf)
         for price, height in zip(self.prices, self.heights[:, first], strict=True):
             np.minimum(bound, price @ left + height, out=bound)
-        bound += worth
         return bound
+
+
+def _relaxations(classes: MultipleChoice, k: int, others: FloatArray) -> list[tuple[FloatArray, FloatArray]]:
+    """Value of the linear relaxation in budget ``k`` from each class on, by room beyond the least cost.
+
+    The other budgets are priced. The curve of several classes has the steps of their hulls, steepest first.
+    """
+    scores = classes.scores(others)
+    base, gains, widths = (classes.rounding(others) if others.any() else 0.0), np.zeros(0), np.zeros(0)
+    curves = [(np.zeros(1), np.full(1, base))]
+    for j in range(len(classes) - 1, -1, -1):
+        part = slice(classes.starts[j], classes.starts[j + 1])
+        heights, steps = _hull(classes.costs[k, part].astype(np.float64), scores[part])
+        base += heights[0]
+        gains, widths = np.r_[gains, np.diff(heights)], np.r_[widths, steps]
+        order = np.argsort(-gains / widths, kind="stable")
+        gains, widths = gains[order], widths[order]
+        curves.append((np.r_[0.0, np.cumsum(widths)], base + np.r_[0.0, np.cumsum(gains)]))
+    curves.reverse()
+    return curves
 
 
 def _hull(costs: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -178,7 +204,13 @@ def _hull(costs: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray
 
 
 def search(
-    core: Core, prices: FloatArray, floor: float, beam: int, most: int, stop: Callable[[], bool] = lambda: False
+    core: Core,
+    prices: FloatArray,
+    floor: float,
+    beam: int,
+    most: int,
+    stop: Callable[[], bool] = lambda: False,
+    whole: bool = False,
 ) -> Found:
     """Best choice of a core that is worth more than ``floor``.
 
@@ -187,7 +219,7 @@ def search(
     core
         What `reduce` left.
     prices
-        Prices at which partial choices are bounded, shape ``(q, m)``; not used with one budget.
+        Prices at which partial choices are bounded, shape ``(q, m)``, the best first; not used with one budget.
     floor
         Value to beat.
     beam
@@ -196,6 +228,8 @@ def search(
         Partial choices formed at most; beyond, lists are cut to what is left of it.
     stop
         Asked before each class; True gives the search up without a bound.
+    whole
+        Give the search up, without a bound, rather than cut a list.
     """
     classes, suffix = core.classes, _Suffix(core.classes, prices)
     if np.any(classes.room < suffix.least[:, 0]):
@@ -210,24 +244,30 @@ def search(
         costs, values = classes.costs[:, part], classes.values[part]
         wide = max(1, min(_MOST_ENTRIES, (most - work) // (len(classes) - j)) // len(values))
         if len(worth) > wide:
-            kept, lost = _best(suffix.bound(j, room, worth), wide)
+            if whole:
+                return Found(None, np.inf, False, work)
+            kept, lost = _best(suffix.bound(j, room, worth, floor), wide)
             room, worth, cut, complete = room[:, kept], worth[kept], max(cut, lost), False
             trail[-1] = trail[-1][0][kept], trail[-1][1][kept]
         shape = (len(values), len(worth))
         work += len(values) * len(worth)
         room = (room[:, None, :] - costs[:, :, None]).reshape(len(room), -1)
         worth = (values[:, None] + worth).ravel()
-        bound = suffix.bound(j + 1, room, worth)
-        alive = np.flatnonzero((room >= suffix.least[:, j + 1, None]).all(axis=0) & (bound > floor))
+        fits = np.flatnonzero((room >= suffix.least[:, j + 1, None]).all(axis=0))
+        room, worth = room[:, fits], worth[fits]
+        bound = suffix.bound(j + 1, room, worth, floor)
+        alive = np.flatnonzero(bound > floor)
         if len(room) == 1 and alive.size:
             alive = alive[_undominated(room[0, alive], worth[alive])]
         if alive.size > beam:
+            if whole:
+                return Found(None, np.inf, False, work)
             kept, lost = _best(bound[alive], beam)
             alive, cut, complete = alive[kept], max(cut, lost), False
         if not alive.size:
             return Found(None, cut, complete, work)
         room, worth = room[:, alive], worth[alive]
-        option, parent = np.divmod(alive, shape[1])
+        option, parent = np.divmod(fits[alive], shape[1])
         trail.append((parent, option))
     best = int(np.argmax(worth))
     if worth[best] <= floor:
@@ -237,7 +277,7 @@ def search(
 
 def _best(bound: FloatArray, count: int) -> tuple[IntArray, float]:
     """Positions of the ``count`` largest bounds, in order, and the largest bound of the others."""
-    order = np.argsort(-bound, kind="stable")
+    order = np.argpartition(-bound, count)
     return np.sort(order[:count]), float(bound[order[count]])
 
 

@@ -203,7 +203,7 @@ class Relaxation:
     tried
         All prices that were evaluated, shape ``(q, m)``.
     choices
-        Their best choices, as options, shape ``(q, G)``.
+        Choices that were known before and the best ones at ``tried``, as options, shape ``(q', G)``.
     """
 
     bound: float
@@ -212,18 +212,35 @@ class Relaxation:
     choices: IntArray
 
 
-def relax(classes: MultipleChoice, enough: float = -np.inf, evaluations: int = 60) -> Relaxation:
+def relax(
+    classes: MultipleChoice,
+    enough: float = -np.inf,
+    evaluations: int = 60,
+    start: FloatArray | None = None,
+    known: IntArray | None = None,
+) -> Relaxation:
     """Minimise the Lagrangian bound: secants for one budget, damped cutting planes (Kelley 1960) for several.
 
-    Stops at a bound of ``enough``, at the minimum, or after ``evaluations``.
+    Parameters
+    ----------
+    classes
+        The problem.
+    enough
+        Bound at which to stop.
+    evaluations
+        Most evaluations of the bound.
+    start
+        First prices, shape ``(m,)``; 0 when not given, which shows at once whether the budgets bind.
+    known
+        Choices to start from, as options, shape ``(q, G)``.
     """
     units, size = classes.units, len(classes.room)
-    query = np.zeros(size)
+    query = np.zeros(size) if start is None else start * units
     best, best_query = np.inf, query
-    values: list[float] = []
-    slacks: list[FloatArray] = []
     tried: list[FloatArray] = []
-    choices: list[IntArray] = []
+    choices: list[IntArray] = [] if known is None else list(known)
+    values = [float(classes.values[options].sum()) for options in choices]
+    slacks = [(classes.room - classes.used(options)) / units for options in choices]
     for count in range(max(1, evaluations)):
         bound, options = classes.evaluate(query / units)
         tried.append(query / units)
@@ -232,7 +249,7 @@ def relax(classes: MultipleChoice, enough: float = -np.inf, evaluations: int = 6
         slacks.append((classes.room - classes.used(options)) / units)
         if bound < best:
             best, best_query = bound, query
-        if size == 0 or bound <= enough or (count == 0 and np.all(slacks[0] >= 0)):
+        if size == 0 or bound <= enough or (not query.any() and np.all(slacks[-1] >= 0)):
             break
         floor, lowest = _model(np.array(values), np.array(slacks), classes.spread)
         if best - floor <= 1e-12 * classes.spread + 2.0 * classes.rounding(lowest / units):
