@@ -144,7 +144,7 @@ class CpSat:
 
     def _limit(self, solver: cp_model.CpSolver) -> Limit:
         spent = solver.deterministic_time if self.deterministic else solver.wall_time
-        return Limit.TIME if self.time_limit is not None and spent >= 0.5 * self.time_limit else Limit.STOPPED
+        return Limit.TIME if self.time_limit is not None and spent >= 0.5 * self.time_limit else Limit.INTERRUPTED
 
 
 class _Model:

@@ -31,7 +31,7 @@ from solvers.problem import FloatArray, IntArray, SelectionProblem
 from solvers.result import Limit, Result
 from solvers.terms import Powers
 
-__all__ = ["Highs"]
+__all__ = ["Highs", "program_size"]
 
 #: Size of the objective and of the limits in the program: HiGHS compares with absolute tolerances of 1e-6.
 _SCALE = 2.0**20
@@ -51,8 +51,8 @@ class Highs:
         Wall seconds; None for no limit. HiGHS cannot be interrupted before, not by Ctrl-C either.
     max_nodes
         Most nodes of its search; None for no limit. This limit is deterministic.
-    max_cells
-        Most combinations of levels in all tables and products of three or more groups.
+    max_size
+        Most variables of the program, see `program_size`.
     seed
         Recorded in the result; scipy gives HiGHS no seed, and equal problems give equal results.
 
@@ -64,11 +64,11 @@ class Highs:
 
     time_limit: float | None = 60.0
     max_nodes: int | None = None
-    max_cells: int = 200_000
+    max_size: int = 200_000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("time_limit", "max_nodes", "max_cells"):
+        for name in ("time_limit", "max_nodes", "max_size"):
             number = getattr(self, name)
             if number is not None and not number >= 0:
                 raise ValueError(f"Expected {name} of at least 0. Got {number}. Use None for no limit.")
@@ -79,7 +79,7 @@ class Highs:
         Raises
         ------
         ValueError
-            Tables with more combinations than ``max_cells``.
+            A program of more than ``max_size`` variables.
         """
         started = time.perf_counter()
         if not problem.groups:
@@ -87,7 +87,7 @@ class Highs:
             feasible = problem.evaluate(nothing).feasible
             answer = Answer(nothing if feasible else None, 0.0, not feasible, None)
             return to_result(problem, answer, "HiGHS", self.seed, time.perf_counter() - started)
-        program = _Program(problem, self.max_cells)
+        program = _Program(problem, self.max_size)
         bound = problem.total_value
         for attempt in range(_CUTS + 1):
             left = None if self.time_limit is None else max(0.0, self.time_limit - (time.perf_counter() - started))
@@ -106,10 +106,23 @@ class Highs:
         return to_result(problem, answer, "HiGHS", self.seed, time.perf_counter() - started)
 
 
+def program_size(problem: SelectionProblem) -> int:
+    """Number of variables of the program: levels, copies of widths, and combinations of levels."""
+    sizes = [len(group) for group in problem.groups]
+    scopes = {table.groups for table in problem.value_tables}
+    pairs: set[Powers] = set()
+    for merged in problem.polynomials:
+        scopes |= {table.groups for table in merged.tables if len(table.groups) > 1}
+        scopes |= {tuple(g for g, _ in powers) for _, powers in merged.products if len(powers) > 2}
+        pairs |= {powers for _, powers in merged.products if len(powers) == 2}
+    copies = sum(min(sizes[g] for g, _ in powers) for powers in pairs)
+    return sum(sizes) + copies + sum(math.prod(sizes[g] for g in scope) for scope in scopes)
+
+
 class _Program:
     """Columns, rows and costs of the program; rows of capacities apart, because their limits may be lowered."""
 
-    def __init__(self, problem: SelectionProblem, max_cells: int) -> None:
+    def __init__(self, problem: SelectionProblem, max_size: int) -> None:
         self.problem = problem
         self.columns = 0
         self.lower: list[FloatArray] = []
@@ -119,7 +132,7 @@ class _Program:
         self.budgets: list[tuple[IntArray, FloatArray]] = []
         self.cells: dict[tuple[int, ...], IntArray] = {}
         self.copies: dict[tuple[int, int, int], IntArray] = {}
-        self._check_cells(max_cells)
+        self._check_size(max_size)
         self.levels = [self._new(np.zeros(len(g)), np.ones(len(g)), g.values) for g in problem.groups]
         for binaries in self.levels:
             self._row(binaries, np.ones(len(binaries)), 1.0, 1.0)
@@ -140,16 +153,12 @@ class _Program:
             self._row(columns, costs * scale, -np.inf, local.limit * scale)
         self._links()
 
-    def _check_cells(self, most: int) -> None:
-        scopes = {table.groups for table in self.problem.value_tables}
-        for merged in self.problem.polynomials:
-            scopes |= {table.groups for table in merged.tables if len(table.groups) > 1}
-            scopes |= {tuple(g for g, _ in powers) for _, powers in merged.products if len(powers) > 2}
-        count = sum(math.prod(len(self.problem.groups[g]) for g in scope) for scope in scopes)
+    def _check_size(self, most: int) -> None:
+        count = program_size(self.problem)
         if count > most:
             raise ValueError(
-                f"Expected tables and products of three groups with up to {most} combinations of levels. Got {count}. "
-                "Use Allocation or CpSat, fewer levels, or raise max_cells."
+                f"Expected a program of up to {most} variables. Got {count}, for levels, products and tables. "
+                "Use Allocation or CpSat, fewer levels, or raise max_size."
             )
 
     def _new(self, lower: FloatArray, upper: FloatArray, worth: FloatArray | None = None) -> IntArray:

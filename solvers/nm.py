@@ -98,7 +98,7 @@ class NM:
 
 @dataclass(frozen=True)
 class TransposableFlow:
-    """Best transposable mask by one minimum-cost flow per tile; exact, for tiles of any side, slow for many.
+    """Best transposable mask by one minimum-cost flow per tile; exact, and the faster way from tiles of side 16 on.
 
     Parameters
     ----------
@@ -137,13 +137,15 @@ class TransposableFlow:
                 assert found is not None  # the empty mask is within all counts
                 kept[number], bounds[number] = found.selection & (tile > 0), found.bound
         except KeyboardInterrupt:
-            clock.limit = Limit.STOPPED
+            clock.limit = Limit.INTERRUPTED
         return _answer(array, kept, bounds, clock, 0, "Allow more time.")
 
 
 @dataclass(frozen=True)
 class Transposable:
     """Best transposable masks of many tiles at once, with a bound; optimal unless its rounds or time run out.
+
+    The faster way for tiles of side 4 and 8, of which there are many.
 
     Parameters
     ----------
@@ -197,7 +199,7 @@ class Transposable:
                 part = slice(first, first + size)
                 self._solve_part(tiles[part], kept[part], bounds[part], clock.expired)
         except KeyboardInterrupt:
-            clock.limit = Limit.STOPPED
+            clock.limit = Limit.INTERRUPTED
         remedy = "Allow more rounds." if clock.limit is None else "Allow more time."
         return _answer(array, kept, bounds, clock, self.seed, remedy)
 

@@ -316,7 +316,7 @@ class _Run:
                     break
                 self.climb([self.start[a] if a in self.fixed else order for a, order in enumerate(drawn)])
         except KeyboardInterrupt:
-            self.limit = Limit.STOPPED
+            self.limit = Limit.INTERRUPTED
         if self.best is None:
             self.offer(tuple(self.start), *self.blocks(tuple(self.start)), [])
         return self.result()

@@ -210,4 +210,4 @@ def test_an_interrupt_keeps_the_masks_so_far(monkeypatch: pytest.MonkeyPatch) ->
     values = np.random.default_rng(6).exponential(size=(8, 8))
     result = Transposable(2, 4).solve(values)
     check(result, values)
-    assert result.termination.limit is Limit.STOPPED
+    assert result.termination.limit is Limit.INTERRUPTED

@@ -184,7 +184,7 @@ def test_an_interrupt_returns_the_best_so_far() -> None:
     matrix = BlockMatrix(np.random.default_rng(4).lognormal(size=(24, 24)), (4, 4), 12)
     result = PermutedBlocks(step=interrupted).solve(matrix)
     check(matrix, result)
-    assert result.termination.limit is Limit.STOPPED
+    assert result.termination.limit is Limit.INTERRUPTED
     assert result.objective > PermutedBlocks(turns=0).solve(matrix).objective
 
 
