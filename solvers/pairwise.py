@@ -26,6 +26,9 @@ __all__ = ["Pairwise", "PairwiseResult"]
 #: Structures on either side that are compared before all pairs are.
 CANDIDATES = 96
 
+#: Structures on either side that a kick exchanges.
+KICK = 10
+
 
 @dataclass(frozen=True, eq=False)
 class PairwiseResult:
@@ -45,7 +48,7 @@ class PairwiseResult:
     used
         Exact amount of each resource, ``(r,)``; None with ``selection``.
     termination, seed, seconds
-        Why the solver stopped; nothing here is random; wall time.
+        Why the solver stopped; equal seeds give equal results; wall time.
     """
 
     selection: Selection | None
@@ -66,20 +69,25 @@ class Pairwise:
     ----------
     swaps
         Whether to exchange after the greedy removal.
+    kicks
+        How often to exchange a few at random and search again (iterated local search, Lourenco et al. 2003).
     bound
         Whether to bound the loss from below.
     time_limit
         Wall seconds for the exchanges, None for no limit.
     seed
-        Kept in the result.
+        For the kicks: equal seeds give equal results.
     """
 
     swaps: bool = True
+    kicks: int = 40
     bound: bool = False
     time_limit: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.kicks, bool) or not isinstance(self.kicks, int) or self.kicks < 0:
+            raise ValueError(f"Expected kicks to be an integer >= 0. Got {self.kicks!r}. Use 40, or 0 for none.")
         if self.time_limit is not None and not self.time_limit >= 0:
             raise ValueError(f"Expected time_limit >= 0 or None. Got {self.time_limit}. Give wall seconds.")
 
@@ -106,15 +114,12 @@ class Pairwise:
     def _searched(
         self, problem: PairwiseProblem, start: BoolArray | None, until: float
     ) -> tuple[Selection, float, Limit | None]:
-        """The best end of a search from the full set, or from ``start``, and of one from the empty set."""
-        limit = None
+        """The best end of searches from the full set, or ``start``, from the empty set, and from kicks of the best."""
         best, least = np.zeros(problem.size, dtype=bool), np.inf
-        for grows in (False, True):
-            state = _State(problem, np.zeros(problem.size, dtype=bool) if grows else start)
-            if grows:
-                state.grow()
-            else:
-                state.shrink()
+        rng = np.random.default_rng(self.seed)
+        limit: Limit | None = None
+        for turn in range(2 + self.kicks if self.swaps else 1):
+            state = self._begun(problem, start, best, turn, rng)
             try:
                 if self.swaps and not state.improve(until):
                     limit = Limit.TIME
@@ -123,9 +128,26 @@ class Pairwise:
             found = problem.loss(state.kept)
             if found < least:
                 best, least = state.kept.copy(), found
-            if limit is not None or not self.swaps:
+            if limit is not None:
                 break
         return best, least, limit
+
+    def _begun(
+        self, problem: PairwiseProblem, start: BoolArray | None, best: BoolArray, turn: int, rng: np.random.Generator
+    ) -> _State:
+        """Within budget: cut down from all or from ``start``, grown from nothing, then kicked from the best so far."""
+        if turn == 0:
+            state = _State(problem, start)
+        elif turn == 1:
+            state = _State(problem, np.zeros(problem.size, dtype=bool))
+            state.grow()
+        else:
+            state = _State(problem, best)
+            for side in (np.flatnonzero(best), np.flatnonzero(~best)):
+                for place in rng.permutation(side)[: min(KICK, (len(side) + 3) // 4)].tolist():
+                    (state.remove if state.kept[place] else state.bring_back)(place)
+        state.shrink()
+        return state
 
 
 def _termination(limit: Limit | None, bound: BoxBound | None, gap: float | None) -> Termination:

@@ -28,7 +28,7 @@ def elimination(one: QuadraticMap, keep: int, rounds: int | None = None) -> Bool
     With ``rounds`` as many structures go at once as it takes to be done in so many rounds (the first phase of OSSCAR,
     Meng et al. 2024); None removes one at a time (Hassibi and Stork 1993; ZipLM, Kurtic et al. 2023).
     """
-    weight, inverse = one.weight.copy(), np.linalg.inv(one.moment)
+    weight, inverse = one.weight.copy(), np.asarray(np.linalg.inv(one.moment), dtype=np.float64)
     alive = np.arange(len(one.groups))
     at_once = 1 if rounds is None else max(1, -(-(len(alive) - keep) // rounds))
     while len(alive) > keep:
@@ -114,6 +114,6 @@ def _refit(
     moment: FloatArray, cross: FloatArray, energy: float, inside: IntArray
 ) -> tuple[FloatArray, FloatArray, float]:
     """Inverse of the kept moment, fitted weights and twice the loss."""
-    inverse = np.linalg.inv(moment[np.ix_(inside, inside)])
+    inverse = np.asarray(np.linalg.inv(moment[np.ix_(inside, inside)]), dtype=np.float64)
     fitted = inverse @ cross[inside]
     return inverse, fitted, energy - float((fitted * cross[inside]).sum())

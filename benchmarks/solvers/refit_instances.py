@@ -20,16 +20,21 @@ __all__ = ["convolutions", "drawn", "hidden_layer", "wide_layer"]
 @cache
 def _activations() -> tuple[FloatArray, FloatArray]:
     """Second moments of the two hidden layers' outputs, ``(1024, 1024)`` and ``(512, 512)``."""
-    network, (inputs, _) = trained_network(), training_part()
     with torch.no_grad():
-        first = network[:2](inputs)
-        second = network[2:4](first)
-    return tuple((x.T.double() @ x.double() / len(x)).numpy() for x in (first, second))  # type: ignore[return-value]
+        first = F.relu(_linear(0)(training_part()[0])).double()
+        second = F.relu(_linear(2)(first.float())).double()
+    return (first.T @ first / len(first)).numpy(), (second.T @ second / len(second)).numpy()
+
+
+def _linear(place: int) -> nn.Linear:
+    module = trained_network()[place]
+    assert isinstance(module, nn.Linear)
+    return module
 
 
 def hidden_layer(number: int, damping: float) -> QuadraticMap:
     """The map that reads hidden layer 1 (1024 -> 512) or 2 (512 -> 10) of the digits network."""
-    weight = trained_network()[2 * number].weight.detach().double().numpy()
+    weight = _linear(2 * number).weight.detach().double().numpy()
     return QuadraticMap(weight, damped(_activations()[number - 1], damping), single_inputs(weight.shape[1]))
 
 
@@ -60,7 +65,7 @@ def convolutions(
     generator = np.random.default_rng(seed)
 
     def look(label: str, module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        patches = F.unfold(inputs[0], 3, padding=module.padding, stride=module.stride)
+        patches = F.unfold(inputs[0], 3, padding=1, stride=module.stride[0])
         chosen = generator.permutation(patches.shape[2])[:positions]
         rows = patches[:, :, torch.from_numpy(chosen)].transpose(1, 2).flatten(0, 1)
         moments[label] = moments.get(label, 0.0) + (rows.T @ rows).double().numpy()
