@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from ortools.sat.python import cp_model
 
-from solvers.external import Answer, quiet, to_result
+from solvers.external import Answer, interrupts_kept, quiet, to_result
 from solvers.problem import IntArray, SelectionProblem, Table
 from solvers.result import Limit, Result
 from solvers.terms import Powers
@@ -131,7 +131,7 @@ class CpSat:
             else:
                 solver.parameters.max_time_in_seconds = self.time_limit
         # CP-SAT itself ends at Ctrl-C with what it has.
-        with quiet():
+        with quiet(), interrupts_kept():
             status = solver.solve(model.model)
         if status == cp_model.INFEASIBLE:
             return Answer(None, None, True, None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from solvers.result import (
     relative_gap,
 )
 
-__all__ = ["Answer", "WordCertificate", "check_word", "quiet", "to_result"]
+__all__ = ["Answer", "WordCertificate", "check_word", "interrupts_kept", "interrupts_noted", "quiet", "to_result"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,3 +150,25 @@ def quiet() -> Iterator[None]:
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Put Python's handler of Ctrl-C back at the end: compiled code that has one of its own leaves none behind."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        # Only the main thread may set handlers, and only there does compiled code get Ctrl-C.
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def interrupts_noted() -> Iterator[list[int]]:
+    """Collect Ctrl-C in a list instead of raising, so that what uninterruptible code returns is not lost."""
+    noted: list[int] = []
+    with interrupts_kept():
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+        yield noted

@@ -26,15 +26,16 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from solvers.external import Answer, quiet, to_result
+from solvers.external import Answer, interrupts_noted, quiet, to_result
 from solvers.problem import FloatArray, IntArray, SelectionProblem
 from solvers.result import Limit, Result
 from solvers.terms import Powers
 
 __all__ = ["Highs", "program_size"]
 
-#: Size of the objective and of the limits in the program: HiGHS compares with absolute tolerances of 1e-6.
+#: Sizes of the limits and of the objective in the program: HiGHS compares with absolute tolerances of 1e-6.
 _SCALE = 2.0**20
+_WORTH = 2.0**24
 
 #: Choices beyond a limit by rounding that are cut off one by one, and the fraction by which limits are lowered then.
 _CUTS = 10
@@ -48,7 +49,7 @@ class Highs:
     Parameters
     ----------
     time_limit
-        Wall seconds; None for no limit. HiGHS cannot be interrupted before, not by Ctrl-C either.
+        Wall seconds; None for no limit. HiGHS cannot be interrupted before: Ctrl-C is heeded when it returns.
     max_nodes
         Most nodes of its search; None for no limit. This limit is deterministic.
     max_size
@@ -260,8 +261,8 @@ class _Program:
         matrix = csr_array(entries, shape=(len(rows), self.columns))
         matrix.sum_duplicates()
         worth = np.concatenate(self.worth)
-        largest = float(np.abs(worth).max(initial=0.0)) * max(len(self.problem.groups), 1)
-        scale = _SCALE / largest if largest > 0.0 else 1.0
+        largest = sum(float(np.abs(worth[binaries]).max()) for binaries in [*self.levels, *self.cells.values()])
+        scale = _WORTH / largest if largest > 0.0 else 1.0
         integral = np.zeros(self.columns)
         integral[np.concatenate(self.levels)] = 1
         options: dict[str, float | int | bool] = {"mip_rel_gap": 0.0}
@@ -269,7 +270,7 @@ class _Program:
             options["time_limit"] = max(time_limit, 0.0)
         if max_nodes is not None:
             options["node_limit"] = max_nodes
-        with quiet():
+        with quiet(), interrupts_noted() as interrupts:
             found = milp(
                 -worth * scale,
                 integrality=integral,
@@ -278,7 +279,9 @@ class _Program:
                 options=options,
             )
         stopped = None
-        if "Time limit" in found.message:
+        if interrupts:
+            stopped = Limit.INTERRUPTED
+        elif "Time limit" in found.message:
             stopped = Limit.TIME
         elif max_nodes is not None and found.status not in (0, 2):
             stopped = Limit.NODES

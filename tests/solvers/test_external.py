@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +15,14 @@ from ortools.sat.python import cp_model
 
 from solvers.allocation import Allocation
 from solvers.cp_sat import CpSat, CpVariables
-from solvers.external import WordCertificate, quiet
+from solvers.external import WordCertificate, interrupts_noted, quiet
 from solvers.highs import Highs
 from solvers.problem import Capacity, Group, Product, SelectionProblem, Table, ValueTable
 from solvers.result import OPTIMAL_GAP, Limit, Result, TerminationReason, relative_gap
 from tests.references import best_choice
 from tests.solvers.instances import coupled_problem, random_problem, resnet56
 
+ROOT = Path(__file__).resolve().parents[2]
 SOLVERS: list[CpSat | Highs] = [CpSat(), Highs()]
 
 
@@ -259,6 +264,50 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     with quiet():
         os.write(1, b"lost")
     assert capfd.readouterr().out == ""
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from solvers.cp_sat import CpSat
+from solvers.highs import Highs
+from tests.solvers.instances import resnet50
+solver = {"cp_sat": CpSat(60.0, deterministic=False), "highs": Highs(4.0)}[sys.argv[1]]
+problem = resnet50()
+start = [problem.minimum_choice] if sys.argv[1] == "cp_sat" else []
+threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+result = solver.solve(problem, *start)
+print(result.termination.limit, result.termination.reason)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5.0)
+except KeyboardInterrupt:
+    print("raised")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["cp_sat", "highs"])
+def test_ctrl_c_returns_what_is_known_and_still_works_afterwards(solver: str) -> None:
+    """An interrupt ends the solve with an answer; the next one raises KeyboardInterrupt again."""
+    program = [sys.executable, "-c", INTERRUPTED, solver]
+    answer = subprocess.run(program, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert answer.returncode == 0, answer.stderr
+    first, second = answer.stdout.split("\n")[:2]
+    assert first.startswith("Limit.INTERRUPTED")
+    assert "OPTIMAL" not in first
+    assert second == "raised"
+
+
+def test_interrupts_are_noted_and_handlers_put_back() -> None:
+    """Within, Ctrl-C is written down; after, it raises as before."""
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts_noted() as noted:
+        signal.raise_signal(signal.SIGINT)
+    assert noted == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is before
+    CpSat().solve(coupled_problem(0))
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_problem_without_decisions() -> None:
