@@ -18,7 +18,7 @@ from time import perf_counter
 from rich.console import Console
 
 from benchmarks.provenance import ROOT, commit, machine, versions
-from benchmarks.solvers import comparison, permutation
+from benchmarks.solvers import comparison, nm, pairwise, permutation, refit
 from benchmarks.solvers.plots import gap_against_time
 from benchmarks.solvers.record import Record, read_records, write_records
 from benchmarks.solvers.row import Family, Verdict
@@ -42,6 +42,9 @@ class Named:
 
 
 FAMILIES: tuple[Named, ...] = (
+    Named("refit", "layers with least-squares refit of what stays", refit),
+    Named("pairwise", "hidden units with pairwise loss, no refit", pairwise),
+    Named("nm", "N:M masks, along one axis and both", nm),
     Named("permutation", "block pruning after rows and columns are reordered", permutation),
     Named("comparison", "widths, real scores among them: ours, CP-SAT, HiGHS and every rule", comparison),
 )

@@ -140,8 +140,8 @@ def highs_can(problem: SelectionProblem) -> bool:
     ) and not any(power > 1 for merged in problem.polynomials for _, powers in merged.products for _, power in powers)
 
 
-def highs(problem: SelectionProblem, time_limit: float) -> MipAnswer:
-    """Solve by HiGHS through scipy, on one thread.
+def highs(problem: SelectionProblem, time_limit: float, gap: float = 0.0) -> MipAnswer:
+    """Solve by HiGHS through scipy, on one thread, until the bound is ``gap`` units of value above the choice.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def highs(problem: SelectionProblem, time_limit: float) -> MipAnswer:
             integrality=binary.astype(np.int64),
             bounds=Bounds(np.zeros(rows.columns), upper),
             constraints=rows.constraint(),
-            options={"time_limit": time_limit, "mip_rel_gap": 1e-9},
+            options={"time_limit": time_limit, "mip_rel_gap": max(1e-9, gap / max(abs(problem.total_value), 1e-300))},
         )
     if found.x is None:
         return MipAnswer(None, None, trace)
