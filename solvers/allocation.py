@@ -104,10 +104,10 @@ class Allocation:
         ValueError
             A start that is not of this problem.
         """
-        return _Run(self, problem, progress, start).result()
+        return Run(self, problem, progress, start).result()
 
 
-class _Run:
+class Run:
     """One solve: merges links, repairs the start, searches, and says what was reached."""
 
     def __init__(
@@ -116,16 +116,19 @@ class _Run:
         problem: SelectionProblem,
         progress: Callable[[Progress], bool | None] | None,
         start: Start | None,
-        lagrangian: Lagrangian | None = None,
+        shared: Lagrangian | None = None,
+        lines: Sequence[IntArray] = (),
     ) -> None:
         self.settings = settings
+        self.lines = lines
         self.problem = problem
         self.choice, self.prices = _read(problem, start)
         self.notes: list[str] = []
         self.reduced = without_links(problem)
         time_limit = None if settings.deterministic else settings.time_limit
         limits = Limits(settings.gap_tolerance, time_limit, settings.max_nodes, settings.max_cells)
-        self.search = Search(replace(problem, links=()) if self.reduced is None else self.reduced.problem, limits, progress, lagrangian)
+        bare = replace(problem, links=()) if self.reduced is None else self.reduced.problem
+        self.search = Search(bare, limits, progress, None if shared is None else shared.at(bare))
 
     def result(self) -> Result:
         search, reduced = self.search, self.reduced
@@ -133,7 +136,7 @@ class _Run:
             return self.infeasible()
         try:
             self.begin(reduced)
-            search.run(self.prices)
+            search.run(self.prices, self.lines)
         except KeyboardInterrupt:
             search.limit = Limit.INTERRUPTED
             search.settle()

@@ -50,6 +50,7 @@ class Mover:
     def __init__(self, problem: SelectionProblem, stop: Callable[[], bool] = _never) -> None:
         self.problem = problem
         self.stop = stop
+        self.frozen: frozenset[int] = frozenset()  # groups that stay where they are
         self.values = [group.values for group in problem.groups]
         scale = sum(float(np.abs(values).max()) for values in self.values)
         finite = [table.entries[np.isfinite(table.entries)] for table in problem.value_tables]
@@ -60,6 +61,8 @@ class Mover:
 
     def _near(self, group: int, index: int) -> IntArray:
         """Other levels worth a look, in rising order."""
+        if group in self.frozen:
+            return np.zeros(0, dtype=np.int64)
         count = len(self.values[group])
         if count <= _ALL_LEVELS:
             found = np.arange(count)
@@ -182,7 +185,7 @@ class Mover:
     def _next_rate(self, ledger: Ledger, g: int) -> float | None:
         """Value per cost of the next level of ``g``; None when it may not be taken."""
         index, values = ledger.choice[g], self.values[g]
-        if index + 1 >= len(values):
+        if index + 1 >= len(values) or g in self.frozen:
             return None
         gain = ledger.exact_gain(g, index + 1)
         if gain < 0:
@@ -269,6 +272,8 @@ class Mover:
 
     def _around(self, group: int, index: int, tied: bool) -> IntArray:
         """Levels near the current one; all over the range, thinned, for groups with forbidden combinations."""
+        if group in self.frozen:
+            return np.array([index])
         last = len(self.values[group]) - 1
         near = np.arange(max(0, index - _PAIR_REACH), min(last, index + _PAIR_REACH) + 1)
         return np.union1d(near, np.linspace(0, last, min(last + 1, _TIED_LEVELS)).astype(np.int64)) if tied else near
@@ -300,7 +305,7 @@ class Mover:
     def _push(
         self, heap: list[tuple[float, int, int]], ledger: Ledger, g: int, grid: IntArray, weights: FloatArray
     ) -> None:
-        above = grid[grid > ledger.choice[g]]
+        above = grid[grid > ledger.choice[g]] if g not in self.frozen else grid[:0]
         gains = ledger.gain(g, above)
         above, gains = above[gains > 0], gains[gains > 0]
         if not above.size:

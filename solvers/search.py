@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,7 @@ class Search:
         self.bound = np.inf
         self.removed = -np.inf  # largest max-marginal of what was left out
         self.root_prices = np.zeros(len(problem.capacities))
+        self.root_lines: tuple[IntArray, ...] = ()
         self.nodes = 0
         self.count = 0
         self.evaluations = 0
@@ -304,16 +305,17 @@ class Search:
 
     # --- the search ----------------------------------------------------------------------------------------------
 
-    def run(self, start: FloatArray | None = None) -> None:
-        """Search until a limit, from prices ``start`` if there are any."""
+    def run(self, start: FloatArray | None = None, choices: Sequence[IntArray] = ()) -> None:
+        """Search until a limit, from prices ``start`` and with the lines of ``choices``, if there are any."""
         box = self.boxes.tighten(*self.whole())
         low, high = self.whole()
         if box is None:
             self.closed = [Node(low, high, (low, high), None, None, Minimum(-np.inf, self.root_prices, (), ()))]
             self.bound = -np.inf
             return
-        minimum = self.bounded(box, self.root_prices if start is None else start, (), *_ROOT_EVALUATIONS)
-        self.root_prices = minimum.prices
+        known = tuple(cut for cut in map(self.dual.cut, choices) if cut.value > -np.inf)
+        minimum = self.bounded(box, self.root_prices if start is None else start, known, *_ROOT_EVALUATIONS)
+        self.root_prices, self.root_lines = minimum.prices, tuple(cut.choice for cut in minimum.cuts)
         self.bound = minimum.bound
         self.open = Node(low, high, (low, high), None, box, minimum)
         self.root_choices(minimum)

@@ -16,6 +16,7 @@ elimination (Bertele and Brioschi 1972; Dechter 1999) in a min-weight order. Two
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,7 +103,28 @@ class Lagrangian:
         self._static: dict[tuple[int, int, int], FloatArray] = {}
         self._hulls: dict[tuple[int, int, int], _Hull] = {}
         self._plans: dict[tuple[int, ...], Plan] = {}
-        self._slack = [
+        self._slack = self._slacks(problem)
+
+    def at(self, problem: SelectionProblem) -> Lagrangian:
+        """The bound of the same problem with other limits; all tables are shared.
+
+        Raises
+        ------
+        ValueError
+            A problem that differs in more than its limits.
+        """
+        same = {capacity.resource: capacity.limit for capacity in self.problem.capacities}
+        if problem.with_limits(same).fingerprint != self.problem.fingerprint:
+            raise ValueError("Expected the same problem with other limits. Got another one. Make a new Lagrangian.")
+        other = copy.copy(self)
+        other.__dict__.pop("_scales", None)
+        other.problem = problem
+        other._slack = self._slacks(problem)
+        return other
+
+    @staticmethod
+    def _slacks(problem: SelectionProblem) -> list[float]:
+        return [
             float(capacity.limit - merged.constant)
             for capacity, merged in zip(problem.capacities, problem.polynomials, strict=True)
         ]
