@@ -33,6 +33,9 @@ LARGE = 2048
 #: A probe vector that is reproduced with a larger relative error has the tableau computed afresh.
 DRIFT = 1e-6
 
+#: With a smaller one the loss that it has kept count of is taken at its word.
+SOUND = 1e-9
+
 #: Exchanges between two looks at the drift.
 LOOK = 8
 
@@ -91,7 +94,7 @@ class RefitResult:
     selection
         Kept structures, ``(size,)``, True = kept.
     error
-        Loss after the refit, by a fresh least squares. ``problem.refitted(selection)`` gives the weights.
+        Loss after the refit, as ``problem.lost(selection)``; ``problem.refitted(selection)`` gives the weights.
     bound, bound_kind
         No selection of that size loses less, and the relaxation that says so; None when no bound was asked for.
     gap
@@ -172,7 +175,8 @@ class Refit:
                     break
         except KeyboardInterrupt:
             search.interrupted()
-        selection, error = search.best, problem.lost(search.best)
+        selection = search.best
+        error = search.loss if search.sound else problem.lost(selection)
         bound, kind, gap, curve = None, None, None, None
         if self.bound and not search.stopped:
             found = refit_bound(problem)
@@ -221,6 +225,7 @@ class _Search:
         self.loss = np.inf
         self.swaps = 0
         self.timed_out = self.stopped = False
+        self.sound = False  # whether the loss is as good as that of a fresh least squares
         self.running: Tableau | None = None
 
     def over(self) -> bool:
@@ -257,17 +262,17 @@ class _Search:
                     continue
             if not len(leave):
                 break
-        self._offer(tableau)
+        self._offer(tableau, not self.over() and tableau.drift(self.maps, self.rng) <= SOUND)
         self.running = None
 
     def _fresh(self, selection: BoolArray) -> Tableau:
         self.running = tableau = Tableau.fresh(self.maps, selection)
-        self._offer(tableau)
+        self._offer(tableau, True)
         return tableau
 
-    def _offer(self, tableau: Tableau) -> None:
+    def _offer(self, tableau: Tableau, sound: bool = False) -> None:
         if tableau.loss < self.loss:
-            self.best, self.loss = tableau.selection, tableau.loss
+            self.best, self.loss, self.sound = tableau.selection, max(tableau.loss, 0.0), sound
 
 
 def _termination(search: _Search, problem: RefitProblem, gap: float | None) -> Termination:

@@ -100,8 +100,9 @@ def _chain(tableau: Tableau, depth: int, least: float) -> bool:
     for _ in range(min(depth, tableau.count, len(open_columns))):
         gains = np.where(open_rows[:, None] & open_columns, swap_gains(tableau), -np.inf)
         row, column = divmod(int(np.argmax(gains)), len(open_columns))
+        gain = float(gains[row, column])
         open_rows[row] = open_columns[column] = False
-        tableau.exchange(np.array([row]), np.array([column + tableau.count]))
+        tableau.exchange(np.array([row]), np.array([column + tableau.count]), gain)
         if tableau.loss < best:
             best, found = tableau.loss, tableau.order.copy()
     tableau.order = found
@@ -119,9 +120,10 @@ def _steepest(tableau: Tableau, least: float, stop: Callable[[], bool]) -> None:
     while not stop():
         gains = swap_gains(tableau)
         row, column = divmod(int(np.argmax(gains)), gains.shape[1])
-        if gains[row, column] <= least:
+        gain = float(gains[row, column])
+        if gain <= least:
             break
-        tableau.exchange(np.array([row]), np.array([column + tableau.count]))
+        tableau.exchange(np.array([row]), np.array([column + tableau.count]), gain)
 
 
 def _first_exact(tableau: Tableau, bounds: FloatArray, least: float) -> tuple[IntArray, IntArray]:

@@ -96,10 +96,13 @@ class Tableau:
             total += 0.5 * float(np.trace(np.linalg.solve(sheet.moves[take], sheet.gains[take])))
         return total
 
-    def exchange(self, leave: IntArray, enter: IntArray) -> None:
-        """Exchange as many kept places ``leave`` for places ``enter``; each then takes the other's place."""
+    def exchange(self, leave: IntArray, enter: IntArray, gain: float | None = None) -> None:
+        """Exchange as many kept places ``leave`` for places ``enter``; each then takes the other's place.
+
+        ``gain`` is what `gain` would say, where that is known.
+        """
         places = np.concatenate([leave, enter])
-        self.loss -= self.gain(places)
+        self.loss -= self.gain(places) if gain is None else gain
         signs = np.concatenate([-np.ones(len(leave)), np.ones(len(enter))])
         for sheet in self.sheets:
             _exchange(sheet, places, signs)
