@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,14 +14,16 @@ from solvers.verify import check_cover
 
 
 @dataclass(frozen=True, eq=False)
-class CoreCheck:
-    """Checks a knapsack's certificate; it is called as the certificate's check.
+class CoreProof:
+    """What proves a bound on a multiple-choice knapsack.
 
-    Every leaf is a box of levels with prices. At the root, options are dropped by their reduced costs at the first of
-    the shared prices. Then each leaf is bounded at its own prices and, where that does not do, searched again.
+    At the root, options are dropped by their reduced costs at the first of the shared prices. Then each box is bounded
+    at its own prices and, where that does not do, searched.
 
     Parameters
     ----------
+    boxes
+        Boxes of options that cover all choices.
     shared
         Prices at which partial choices are bounded, the root's first, shape ``(q, m)``.
     beam
@@ -32,34 +34,31 @@ class CoreCheck:
         Partial choices formed at most in one search.
     """
 
+    boxes: tuple[Box, ...]
     shared: FloatArray
     beam: int
     whole: bool
     most: int
 
-    def __call__(self, problem: SelectionProblem, certificate: Certificate) -> None:
-        """Recompute the choice's facts and every leaf's bound. Raises ValueError when something is false."""
-        _check_choice(problem, certificate)
-        classes = MultipleChoice.of(problem)
-        for prices in (*self.shared, *(leaf.prices for leaf in certificate.leaves)):
-            _check_prices(classes, prices)
-        boxes = _boxes(problem, classes, certificate)
-        if not len(classes):
-            return
-        root, _ = classes.evaluate(self.shared[0])
-        floor = certificate.objective
-        allowed = classes.reduced_costs(self.shared[0]) <= root - floor + classes.rounding(self.shared[0])
-        enough = certificate.bound + classes.value_rounding
-        for number, box in enumerate(boxes):
-            proven = min(root, self.bound(classes, box, allowed, floor, enough))
-            if not proven <= enough:
-                raise ValueError(
-                    f"Expected leaf {number} to prove the bound {certificate.bound!r}. Got {proven!r}. "
-                    "The bound is not proven."
-                )
+    def bounds(self, classes: MultipleChoice, floor: float, enough: float) -> list[float]:
+        """Bound of each box, recomputed.
 
-    def bound(self, classes: MultipleChoice, box: Box, allowed: BoolArray, floor: float, enough: float) -> float:
-        """Bound of a box: at its prices, or by search when that is more than ``enough``."""
+        Parameters
+        ----------
+        classes
+            The problem.
+        floor
+            Value of the choice within budget that the bound is held against.
+        enough
+            A box whose prices prove this much is not searched.
+        """
+        root, _ = classes.evaluate(self.shared[0])
+        if not len(classes):
+            return [root]
+        allowed = classes.reduced_costs(self.shared[0]) <= root - floor + classes.rounding(self.shared[0])
+        return [min(root, self._bound(classes, box, allowed, floor, enough)) for box in self.boxes]
+
+    def _bound(self, classes: MultipleChoice, box: Box, allowed: BoolArray, floor: float, enough: float) -> float:
         keep = kept(classes, box.low, box.high, allowed)
         if keep is None:
             return floor
@@ -69,6 +68,28 @@ class CoreCheck:
             return max(bound, floor)
         found = search_box(inner, box.prices, bound, self.shared, floor, self.beam, self.most, whole=self.whole)
         return min(bound, max(floor, found.bound) + classes.value_rounding)
+
+
+@dataclass(frozen=True, eq=False)
+class CoreCheck:
+    """Checks a knapsack's certificate; it is called as the certificate's check. The leaves hold the proof's boxes."""
+
+    proof: CoreProof
+
+    def __call__(self, problem: SelectionProblem, certificate: Certificate) -> None:
+        """Recompute the choice's facts and every leaf's bound. Raises ValueError when something is false."""
+        _check_choice(problem, certificate)
+        classes = MultipleChoice.of(problem)
+        for prices in (*self.proof.shared, *(leaf.prices for leaf in certificate.leaves)):
+            _check_prices(classes, prices)
+        proof = replace(self.proof, boxes=tuple(_boxes(problem, classes, certificate)))
+        enough = certificate.bound + classes.value_rounding
+        for number, proven in enumerate(proof.bounds(classes, certificate.objective, enough)):
+            if not proven <= enough:
+                raise ValueError(
+                    f"Expected leaf {number} to prove the bound {certificate.bound!r}. Got {proven!r}. "
+                    "The bound is not proven."
+                )
 
 
 def _check_prices(classes: MultipleChoice, prices: FloatArray) -> None:
