@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -15,7 +14,17 @@ from benchmarks.solvers.record import Record
 from benchmarks.solvers.row import Row, Verdict
 from benchmarks.solvers.trace import FACT as TRACE
 
-__all__ = ["Reference", "Summary", "as_markdown", "excess", "reference", "suite_of", "summaries", "verdict_table"]
+__all__ = [
+    "Reference",
+    "Summary",
+    "as_markdown",
+    "excess",
+    "reference",
+    "references",
+    "suite_of",
+    "summaries",
+    "verdict_table",
+]
 
 SEED = re.compile(r"[,;]?\s*(seed|instance|draw)\s*\d+\b")
 HEADINGS = (
@@ -24,7 +33,7 @@ HEADINGS = (
     "objective",
     "gap",
     "worst gap",
-    "above the best bound",
+    "above the best known",
     "seconds",
     "slowest",
     "CPU s",
@@ -36,9 +45,22 @@ ROW_HEADINGS = ("instance", "method", "objective", "bound", "gap", "seconds", "M
 
 @dataclass(frozen=True)
 class Reference:
-    """The tightest bound that any method proved on an instance, and where losses are counted from."""
+    """What the methods on one instance are held against.
 
-    bound: float
+    Attributes
+    ----------
+    best
+        The tightest bound that any method proved; where none did, the best objective.
+    proven
+        Whether it is a bound.
+    maximised
+        Whether objectives are to be large.
+    total
+        Where losses are counted from, as far as gaps tell.
+    """
+
+    best: float
+    proven: bool
     maximised: bool
     total: float | None
 
@@ -106,37 +128,62 @@ def suite_of(instance: str) -> str:
 # ---------------------------------------------------------------- gaps against the best bound
 
 
-def reference(rows: Sequence[Row]) -> Reference | None:
-    """Return the tightest bound among rows of one instance; None where nothing was proven."""
-    proven = [
-        (row.objective, row.bound, row.gap) for row in rows if row.bound is not None and row.objective is not None
-    ]
-    signs = {math.copysign(1, bound - objective) for objective, bound, _ in proven if bound != objective}
-    if not proven or len(signs) > 1:
+def direction(rows: Iterable[Row]) -> bool | None:
+    """Return whether objectives are to be large, as bounds on either side of them tell; None where none does."""
+    above = {row.bound > row.objective for row in rows if _proves(row) and row.bound != row.objective}  # type: ignore[operator]
+    return above.pop() if len(above) == 1 else None
+
+
+def _proves(row: Row) -> bool:
+    return row.bound is not None and row.objective is not None
+
+
+def references(rows: Sequence[Row]) -> dict[str, Reference]:
+    """Return what each instance's methods are held against; without those of which nothing tells what is better."""
+    large = direction(rows)
+    instances: dict[str, list[Row]] = {}
+    for row in rows:
+        instances.setdefault(row.instance, []).append(row)
+    found = {instance: reference(group, large) for instance, group in instances.items()}
+    return {instance: one for instance, one in found.items() if one is not None}
+
+
+def reference(rows: Sequence[Row], large: bool | None = None) -> Reference | None:
+    """Return what rows of one instance are held against.
+
+    Parameters
+    ----------
+    large
+        Whether objectives are to be large, where the rows' own bounds do not tell.
+    """
+    own = direction(rows)
+    large = large if own is None else own
+    proven = [(row.objective, row.bound, row.gap or 0.0) for row in rows if _proves(row)]
+    objectives = [row.objective for row in rows if row.objective is not None]
+    if not objectives or (large is None and not proven):
         return None
-    maximised = signs != {-1.0}
-    bounds = [bound for _, bound, _ in proven]
+    large = True if large is None else large  # bounds that equal their objectives: either way
+    if not proven:
+        return Reference(max(objectives) if large else min(objectives), False, large, None)
+    bounds = [bound for _, bound, _ in proven if bound is not None]
     # gap = difference / lost tells what is lost, hence the total; the largest gap tells it best.
-    gap, objective, bound = max((gap or 0.0, objective, bound) for objective, bound, gap in proven)
-    total = objective + (bound - objective) / gap if gap > 0 else None
-    return Reference(min(bounds) if maximised else max(bounds), maximised, total)
+    objective, bound, gap = max(proven, key=lambda one: one[2])
+    total = objective + (bound - objective) / gap if gap > 0 and objective is not None and bound is not None else None
+    return Reference(min(bounds) if large else max(bounds), True, large, total)
 
 
-def excess(row: Row, best: Reference) -> float | None:
-    """Return how far a row is from the tightest bound, relative to what the bound loses; at least 0."""
+def excess(row: Row, to: Reference) -> float | None:
+    """Return how far a row is from the reference, relative to what the row loses; at least 0."""
     if row.objective is None:
         return None
-    difference = (best.bound - row.objective) if best.maximised else (row.objective - best.bound)
-    lost = abs(best.bound) if best.total is None else abs(best.total - row.objective)
+    difference = (to.best - row.objective) if to.maximised else (row.objective - to.best)
+    lost = abs(to.best) if to.total is None else abs(to.total - row.objective)
     return max(0.0, difference / lost) if lost > 0 else 0.0
 
 
 def summaries(rows: Sequence[Row]) -> dict[str, list[Summary]]:
     """Return what each method reached, by suite, in the order of the rows."""
-    instances: dict[str, list[Row]] = {}
-    for row in rows:
-        instances.setdefault(row.instance, []).append(row)
-    known = {instance: reference(group) for instance, group in instances.items()}
+    known = references(rows)
     suites: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         suites.setdefault(suite_of(row.instance), {}).setdefault(row.method, []).append(row)
@@ -146,11 +193,11 @@ def summaries(rows: Sequence[Row]) -> dict[str, list[Summary]]:
     }
 
 
-def _excesses(group: Sequence[Row], known: Mapping[str, Reference | None]) -> tuple[float, ...]:
+def _excesses(group: Sequence[Row], known: Mapping[str, Reference]) -> tuple[float, ...]:
     found = []
     for row in group:
-        best = known[row.instance]
-        value = None if best is None else excess(row, best)
+        to = known.get(row.instance)
+        value = None if to is None else excess(row, to)
         if value is not None:
             found.append(value)
     return tuple(found)
@@ -185,8 +232,9 @@ def as_markdown(
         "# Solvers",
         "",
         "Objectives are in the family's own measure. A *gap* is what the method itself proves: (bound - objective) "
-        "relative to what is lost; *none* means that it proves nothing. *Above the best bound* is the distance from "
-        "the tightest bound that any method proved on the instance, relative to what is lost. Methods ran interleaved; "
+        "relative to what is lost; *none* means that it proves nothing. *Above the best known* is the distance from "
+        "the tightest bound that any method proved on the instance or, where none did, from the best objective, "
+        "relative to what is lost. Methods ran interleaved; "
         "seconds are medians of wall time, MiB the most that Python and numpy held at once, counted in a separate run. "
         "Scores called synthetic are drawn from a seed.",
         "",

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.solvers.__main__ import FAMILIES, INTERRUPTED, Named, main, parser
 from benchmarks.solvers.record import read_records
 from benchmarks.solvers.row import Row, Verdict
-from benchmarks.solvers.table import excess, reference, suite_of, summaries
+from benchmarks.solvers.table import excess, reference, references, suite_of, summaries
 
 ROWS = [
     # Kept value of at most 10: ours proves 8.0 with bound 8.2; the other reaches 7.
@@ -127,7 +127,7 @@ def test_reference() -> None:
     best = reference(ROWS[:2])
     assert best is not None
     assert best.maximised
-    assert best.bound == 8.2
+    assert best.best == 8.2
     assert best.total == pytest.approx(10.0)
     assert excess(ROWS[0], best) == pytest.approx(0.1)
     assert excess(ROWS[1], best) == pytest.approx(1.2 / 3.0)
@@ -139,14 +139,18 @@ def test_reference_of_errors() -> None:
     best = reference(rows)
     assert best is not None
     assert not best.maximised
-    assert best.bound == 1.5
+    assert best.best == 1.5
     assert best.total == pytest.approx(0.0)
     assert excess(rows[1], best) == pytest.approx(0.4)
 
 
 def test_no_reference_without_bounds() -> None:
-    """Where nothing is proven there is nothing to compare with."""
-    assert reference([Row("e", "i", "a", 2.0, 0.1)]) is None
+    """Where nothing is proven, nothing tells whether more is better; another instance of the family may."""
+    rows = [Row("e", "i", "a", 2.0, 0.1), Row("e", "i", "b", 3.0, 0.1)]
+    assert reference(rows) is None
+    found = references([*rows, Row("e", "j", "a", 2.0, 0.1, bound=1.0, gap=0.5)])
+    assert (found["i"].best, found["i"].proven, found["i"].maximised) == (2.0, False, False)
+    assert excess(rows[1], found["i"]) == pytest.approx(0.5)
 
 
 def test_suites() -> None:
