@@ -86,3 +86,40 @@ def lagrangian(problem: SelectionProblem, prices: np.ndarray, low: np.ndarray, h
             found += float(price) * (capacity.limit - amount)
         largest = max(largest, found)
     return largest
+
+
+def marginal_greedy(problem: SelectionProblem) -> list[int]:
+    """From the smallest levels up: always the next level with most value per share of the budgets that still fits."""
+    choice = [0] * len(problem.groups)
+    while True:
+        used, best = amounts(problem, tuple(choice)), (-math.inf, -1)
+        for g, group in enumerate(problem.groups):
+            if choice[g] + 1 == len(group.levels):
+                continue
+            raised = [*choice[:g], choice[g] + 1, *choice[g + 1 :]]
+            after = amounts(problem, tuple(raised))
+            if all(amount <= capacity.limit for amount, capacity in zip(after, problem.capacities, strict=True)):
+                cost = sum((a - b) / c.limit for a, b, c in zip(after, used, problem.capacities, strict=True))
+                best = max(best, (float(group.values[choice[g] + 1] - group.values[choice[g]]) / cost, g))
+        if best[1] < 0:
+            return choice
+        choice[best[1]] += 1
+
+
+def global_threshold(problem: SelectionProblem) -> list[int]:
+    """Keep all structures whose score reaches one threshold, the lowest within budget; levels round down."""
+    scores = [np.diff(group.values) / np.diff(group.levels) for group in problem.groups]
+    for threshold in np.sort(np.concatenate(scores)):
+        choice = [int(np.sum(own >= threshold)) for own in scores]
+        if within_budget(problem, tuple(choice)):
+            return choice
+    return [0] * len(problem.groups)
+
+
+def uniform(problem: SelectionProblem) -> list[int]:
+    """The largest common fraction of every group that is within budget; levels round down."""
+    for share in np.linspace(1.0, 0.0, 1001):
+        choice = [max(0, int(np.sum(g.levels <= share * g.levels[-1])) - 1) for g in problem.groups]
+        if within_budget(problem, tuple(choice)):
+            return choice
+    return [0] * len(problem.groups)

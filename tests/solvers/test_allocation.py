@@ -10,8 +10,7 @@ import pytest
 from solvers.allocation import Allocation, Progress
 from solvers.bounds import least_reachable
 from solvers.problem import Capacity, Group, Product, SelectionProblem, Table
-from solvers.result import OPTIMAL_GAP, Limit, Result, TerminationReason, relative_gap
-from solvers.verify import is_feasible, is_maximal
+from solvers.result import OPTIMAL_GAP, Limit, TerminationReason
 from tests.references import best_choice
 from tests.solvers.instances import (
     block_layers,
@@ -23,22 +22,7 @@ from tests.solvers.instances import (
     resnet50,
     resnet56,
 )
-
-
-def check_laws(problem: SelectionProblem, result: Result) -> None:
-    """What every answer satisfies: within budget, maximal, recomputed, on the right side of a verified bound."""
-    certificate = result.certificate
-    assert certificate is not None
-    assert result.choice is not None
-    assert result.selection is not None
-    assert is_feasible(problem, result.choice)
-    assert is_maximal(problem, result.choice)
-    assert certificate.objective == problem.evaluate(result.choice).value
-    assert certificate.bound >= certificate.objective
-    assert certificate.gap == relative_gap(certificate.objective, certificate.bound, problem.total_value)
-    assert (result.termination.reason is TerminationReason.OPTIMAL) == (certificate.gap <= OPTIMAL_GAP)
-    assert np.array_equal(result.selection, problem.selection(result.choice))
-    certificate.verify(problem)
+from tests.solvers.laws import check_laws
 
 
 def check_optimum(problem: SelectionProblem, settings: Allocation) -> None:
