@@ -100,13 +100,15 @@ def reduce(classes: MultipleChoice, keep: BoolArray) -> Core | None:
 
 def _drop_dominated(classes: MultipleChoice, keep: BoolArray) -> None:
     """With one budget: take out options of which another one of the class costs no more and is worth no less."""
+    counts = np.add.reduceat(keep.astype(np.int64), classes.starts[:-1]) if len(classes) else np.zeros(0, np.int64)
     left = np.flatnonzero(keep)
+    left = left[counts[classes.owner[left]] > 1]
     left = left[np.lexsort((-classes.values[left], classes.costs[0, left], classes.owner[left]))]
-    edges = np.searchsorted(classes.owner[left], np.arange(len(classes) + 1))
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
-        values = classes.values[left[a:b]]
+    edges = np.searchsorted(classes.owner[left], np.flatnonzero(counts > 1))
+    for several in np.split(left, edges[1:]):
+        values = classes.values[several]
         leading = np.r_[-np.inf, np.maximum.accumulate(values)[:-1]]
-        keep[left[a:b][values <= leading]] = False
+        keep[several[values <= leading]] = False
 
 
 class _Suffix:

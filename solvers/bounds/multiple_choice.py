@@ -14,8 +14,10 @@ takes one pass over the options. Its minimum over ``p`` is the value of the line
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linprog
@@ -212,6 +214,19 @@ class Relaxation:
     choices: IntArray
 
 
+class Line(NamedTuple):
+    """One evaluation of a Lagrangian bound: the best choice there is a line ``value + slack . prices``.
+
+    ``bound`` includes rounding; ``slack`` is what the choice leaves of each budget, shape ``(m,)``, negative when it
+    uses too much.
+    """
+
+    bound: float
+    value: float
+    slack: FloatArray
+    choice: IntArray
+
+
 def relax(
     classes: MultipleChoice,
     enough: float = -np.inf,
@@ -219,7 +234,7 @@ def relax(
     start: FloatArray | None = None,
     known: IntArray | None = None,
 ) -> Relaxation:
-    """Minimise the Lagrangian bound: secants for one budget, damped cutting planes (Kelley 1960) for several.
+    """Minimise the Lagrangian bound.
 
     Parameters
     ----------
@@ -234,29 +249,66 @@ def relax(
     known
         Choices to start from, as options, shape ``(q, G)``.
     """
-    units, size = classes.units, len(classes.room)
+
+    def line(options: IntArray, bound: float) -> Line:
+        slack = classes.room - classes.used(options)
+        return Line(bound, float(classes.values[options].sum()), slack.astype(np.float64), options)
+
+    def evaluate(prices: FloatArray) -> Line:
+        bound, options = classes.evaluate(prices)
+        return line(options, bound)
+
+    lines = [] if known is None else [line(options, np.inf) for options in known]
+    return descend(evaluate, classes.units, classes.spread, classes.rounding, enough, evaluations, start, lines)
+
+
+def descend(
+    evaluate: Callable[[FloatArray], Line],
+    units: FloatArray,
+    spread: float,
+    rounding: Callable[[FloatArray], float],
+    enough: float = -np.inf,
+    evaluations: int = 60,
+    start: FloatArray | None = None,
+    known: Sequence[Line] = (),
+) -> Relaxation:
+    """Minimise a Lagrangian bound: secants for one budget, damped cutting planes (Kelley 1960) for several.
+
+    Parameters
+    ----------
+    evaluate
+        The bound at prices.
+    units
+        Scale of each budget, shape ``(m,)``.
+    spread
+        Largest minus smallest value of all choices.
+    rounding
+        Rounding error of the bound at prices.
+    enough, evaluations, start
+        See `relax`.
+    known
+        Lines to start from.
+    """
+    size = len(units)
     query = np.zeros(size) if start is None else start * units
     best, best_query = np.inf, query
+    lines = list(known)
     tried: list[FloatArray] = []
-    choices: list[IntArray] = [] if known is None else list(known)
-    values = [float(classes.values[options].sum()) for options in choices]
-    slacks = [(classes.room - classes.used(options)) / units for options in choices]
     for count in range(max(1, evaluations)):
-        bound, options = classes.evaluate(query / units)
+        found = evaluate(query / units)
         tried.append(query / units)
-        choices.append(options)
-        values.append(float(classes.values[options].sum()))
-        slacks.append((classes.room - classes.used(options)) / units)
-        if bound < best:
-            best, best_query = bound, query
-        if size == 0 or bound <= enough or (not query.any() and np.all(slacks[-1] >= 0)):
+        lines.append(found)
+        if found.bound < best:
+            best, best_query = found.bound, query
+        if size == 0 or best <= enough or (not query.any() and np.all(found.slack >= 0)):
             break
-        floor, lowest = _model(np.array(values), np.array(slacks), classes.spread)
-        if best - floor <= 1e-12 * classes.spread + 2.0 * classes.rounding(lowest / units):
+        values, slacks = np.array([line.value for line in lines]), np.array([line.slack / units for line in lines])
+        floor, lowest = _model(values, slacks, spread)
+        if best - floor <= 1e-12 * spread + 2.0 * rounding(lowest / units):
             break
         damped = size > 1 and count % 3 != 2
         query = _DAMPING * best_query + (1.0 - _DAMPING) * lowest if damped else lowest
-    return Relaxation(best, best_query / units, np.array(tried), np.array(choices))
+    return Relaxation(best, best_query / units, np.array(tried), np.array([line.choice for line in lines]))
 
 
 def _model(values: FloatArray, slacks: FloatArray, spread: float) -> tuple[float, FloatArray]:
