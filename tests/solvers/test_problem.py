@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from solvers.problem import Capacity, Group, Product, SelectionProblem, Table
-from tests.references import all_choices, amounts
-from tests.solvers.instances import random_problem
+from solvers.problem import Capacity, Group, Link, LocalLimit, Product, SelectionProblem, Table, ValueTable
+from tests.references import all_choices, amounts, value, within_budget
+from tests.solvers.instances import coupled_problem, random_problem
 
 
 def two_groups(**changes: Any) -> SelectionProblem:
@@ -20,6 +23,12 @@ def two_groups(**changes: Any) -> SelectionProblem:
     terms = (Product((0, 1), 5), Product((0, 0), 2), Product((), 7))
     given: dict[str, Any] = {"groups": (first, second), "capacities": (Capacity("macs", 50, terms),), "size": 8}
     return SelectionProblem(**(given | changes))
+
+
+def four_groups(*links: Link) -> SelectionProblem:
+    """Four equal groups."""
+    groups = tuple(Group(f"g{g}", np.arange(3), np.arange(3.0), np.arange(2) + 2 * g) for g in range(4))
+    return SelectionProblem(groups, (), 8, links=links)
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -73,9 +82,94 @@ def test_fingerprint_sees_every_part() -> None:
         problem.with_limits({"macs": 51}),
         two_groups(capacities=(Capacity("macs", 50, (Product((0, 1), 6),)),)),
         two_groups(size=9),
+        two_groups(value_tables=(ValueTable((0, 1), np.zeros((3, 2))),)),
+        two_groups(value_tables=(ValueTable((0, 1), np.ones((3, 2))),)),
+        two_groups(local_limits=(LocalLimit(((0, 1),), 3),)),
+        two_groups(local_limits=(LocalLimit(((0, 1),), 4),)),
     ]
-    assert len({problem.fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert len({problem.fingerprint, *(other.fingerprint for other in others)}) == 8
     assert problem.with_limits({}).fingerprint == problem.fingerprint
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_evaluate_says_what_is_broken(seed: int) -> None:
+    """Value, feasibility and one sentence per broken part, against the definition, for coupled groups."""
+    problem = coupled_problem(seed)
+    for choice in itertools.islice(all_choices(problem), 200):
+        found = problem.evaluate(choice)
+        assert found.value == value(problem, choice)
+        assert found.feasible == within_budget(problem, choice) == (not found.violations)
+        assert found.value <= problem.total_value + 1e-9
+
+
+def test_each_violation_is_named() -> None:
+    """Budget, local limit, forbidden combination and link, with amounts and levels."""
+    tie = ValueTable((0, 1), np.array([[0.0, -np.inf], [0.0, 0.0], [0.0, -np.inf]]), "tie")
+    problem = two_groups(value_tables=(tie,), local_limits=(LocalLimit(((0, 2), (1, 1)), 9, "add"),))
+    assert problem.violations([2, 1]) == (
+        "macs: 99 used, limit 50",
+        "local limit 'add': 11 used, limit 9",
+        "forbidden combination 'tie': {'a': 4, 'b': 3}",
+    )
+    groups = (*two_groups().groups[:1], replace(two_groups().groups[1], levels=np.array([2, 3])))
+    linked = two_groups(groups=groups, links=(Link((0, 1)),))
+    assert linked.violations([1, 0]) == ()
+    assert linked.violations([0, 1]) == ("link ['a', 'b']: levels [0, 3] differ",)
+
+
+def test_total_value_counts_tables_with_their_groups() -> None:
+    """Dense is best in each part: the total is the dense value, not the sum of all maxima."""
+    table = ValueTable((0, 1), np.array([[-3.0, -2.0], [-2.0, -1.0], [-2.0, 0.0]]))
+    problem = two_groups(value_tables=(table,))
+    assert problem.total_value == problem.value([2, 1]) == 3.5
+
+
+@pytest.mark.parametrize("name", ["problem.npz", "problem.json"])
+def test_coupled_problems_survive_files(name: str, tmp_path: Path) -> None:
+    """Equal fingerprints and evaluations; -inf too, in JSON as null."""
+    for seed in range(30):
+        problem = coupled_problem(seed)
+        problem.save(tmp_path / name)
+        loaded = SelectionProblem.load(tmp_path / name)
+        assert loaded.fingerprint == problem.fingerprint
+        assert loaded.evaluate(loaded.minimum_choice) == problem.evaluate(problem.minimum_choice)
+
+
+def test_files_of_the_first_format_still_load(tmp_path: Path) -> None:
+    """What was written before there were tables of values, and the fingerprint that it had."""
+    problem = two_groups()
+    header = {
+        "format": 1,
+        "size": 8,
+        "groups": ["a", "b"],
+        "capacities": [
+            {
+                "resource": "macs",
+                "limit": 50,
+                "terms": [
+                    {"groups": [0, 1], "coefficient": 5},
+                    {"groups": [0, 0], "coefficient": 2},
+                    {"groups": [], "coefficient": 7},
+                ],
+            }
+        ],
+    }
+    arrays: dict[str, np.ndarray] = {}
+    for g, group in enumerate(problem.groups):
+        arrays |= {f"levels_{g}": group.levels, f"values_{g}": group.values, f"order_{g}": group.order}
+    np.savez_compressed(tmp_path / "old.npz", header=np.array(json.dumps(header)), **arrays)
+    loaded = SelectionProblem.load(tmp_path / "old.npz")
+    assert loaded.fingerprint == problem.fingerprint
+    assert loaded.fingerprint == "6b389c9462e8ca91cf06fcf62ebe7894b637958f089c6a6b33f1255ddf36a427"
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    """The message says which formats are read."""
+    np.savez(tmp_path / "other.npz", a=np.zeros(2))
+    (tmp_path / "other.json").write_text('{"header": {"format": 99}}')
+    for name in ("other.npz", "other.json"):
+        with pytest.raises(ValueError, match="format 1 or 2"):
+            SelectionProblem.load(tmp_path / name)
 
 
 def test_arrays_are_copied_and_read_only() -> None:
@@ -125,6 +219,23 @@ def test_levels_that_are_no_integers_are_refused() -> None:
         (lambda: two_groups(capacities=(Capacity("m", 1, ()), Capacity("m", 2, ()))), "distinct resources"),
         (lambda: two_groups(groups=two_groups().groups[:1] * 2), "distinct group names"),
         (lambda: two_groups(size=6), "structure indices"),
+        (lambda: ValueTable((0,), np.zeros(3)), "at least two distinct"),
+        (lambda: ValueTable((0, 0), np.zeros((3, 3))), "at least two distinct"),
+        (lambda: ValueTable((0, 1), np.zeros(3)), "2 axes"),
+        (lambda: ValueTable((0, 1), np.array([[0.0, np.nan]])), "1 that are"),
+        (lambda: ValueTable((0, 1), np.array([[0.0, np.inf]])), "1 that are"),
+        (lambda: two_groups(value_tables=(ValueTable((0, 1), np.zeros((2, 3)), "t"),)), r"\(3, 2\).*value table 't'"),
+        (lambda: two_groups(value_tables=(ValueTable((0, 2), np.zeros((3, 3))),)), "group indices"),
+        (lambda: LocalLimit((), 1, "conv"), "at least one, in local limit 'conv'"),
+        (lambda: LocalLimit(((0, 1), (0, 2)), 1), "distinct groups"),
+        (lambda: LocalLimit(((0, -1),), 1), "at least 0"),
+        (lambda: two_groups(local_limits=(LocalLimit(((5, 1),), 1),)), "group indices"),
+        (lambda: Link((0,)), "at least two"),
+        (lambda: Link((0, 0)), "at least two"),
+        (lambda: two_groups(links=(Link((0, 1)),)), "level that all of the groups"),
+        (lambda: two_groups(links=(Link((0, 1), True),)), "as many levels"),
+        (lambda: two_groups(links=(Link((0, 7)),)), "group indices"),
+        (lambda: four_groups(Link((0, 1)), Link((1, 2))), "one link at most"),
         (lambda: two_groups().evaluate([0, 2]), "level index"),
         (lambda: two_groups().evaluate([0]), "shape"),
     ],
