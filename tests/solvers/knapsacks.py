@@ -1,0 +1,72 @@
+"""Separable problems for the knapsack tests: small random ones of every kind, and larger ones with real proportions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from solvers.problem import Capacity, Group, Product, SelectionProblem, Table, Term
+
+#: Structures per group of the small problems.
+WIDTH = 12
+
+
+def _values(rng: np.random.Generator, count: int) -> np.ndarray:
+    kind = rng.integers(4)
+    if kind == 0:  # concave, as sorted scores give
+        return np.cumsum(np.sort(rng.exponential(size=count))[::-1])
+    if kind == 1:  # rising, not concave
+        return np.cumsum(rng.exponential(size=count))
+    if kind == 2:  # neither rising nor concave
+        return rng.normal(size=count)
+    return np.round(rng.normal(size=count))  # ties and plateaus
+
+
+def small_separable(seed: int) -> SelectionProblem:
+    """Up to 6 groups of up to 5 levels; 1 to 4 budgets of constants, products of one group and tables."""
+    rng = np.random.default_rng(seed)
+    budgets = int(rng.integers(1, 5))
+    groups: list[Group] = []
+    terms: list[list[Term]] = [[Product((), int(rng.integers(0, 9)))] for _ in range(budgets)]
+    for g in range(int(rng.integers(1, 7))):
+        count = int(rng.integers(1, 6))
+        levels = np.sort(rng.choice(WIDTH, count, replace=False))
+        groups.append(Group(f"group{g}", levels, _values(rng, count), WIDTH * g + rng.permutation(WIDTH)))
+        for each in terms:
+            kind = rng.random()
+            if kind < 0.5:
+                each.append(Product((g,) * int(rng.integers(1, 3)), int(rng.integers(0, 6))))
+            if kind > 0.4:
+                each.append(Table((g,), rng.integers(0, 50, size=count)))
+    capacities = []
+    for k, each in enumerate(terms):
+        alone = SelectionProblem(tuple(groups), (Capacity("alone", 0, tuple(each)),), WIDTH * len(groups))
+        ends = alone.used(alone.minimum_choice)[0], alone.used([len(group) - 1 for group in groups])[0]
+        limit = min(ends) + int(abs(ends[1] - ends[0]) * rng.uniform(-0.05, 0.9))
+        capacities.append(Capacity(f"resource{k}", limit, tuple(each)))
+    return SelectionProblem(tuple(groups), tuple(capacities), WIDTH * len(groups))
+
+
+def layers(seed: int, count: int, width: int, budgets: int = 1, stairs: bool = False) -> SelectionProblem:
+    """Layers of ``width`` structures with lognormal scores; costs linear, or in 6 to 14 noisy steps, limits 50 %."""
+    rng = np.random.default_rng(seed)
+    levels = np.arange(1, width + 1)
+    groups: list[Group] = []
+    terms: list[list[Term]] = [[] for _ in range(budgets)]
+    for g in range(count):
+        scores = np.sort(rng.lognormal(size=width))[::-1] * rng.lognormal()
+        groups.append(Group(f"layer{g}", levels, np.cumsum(scores), np.arange(g * width, (g + 1) * width)))
+        for each in terms:
+            unit = int(np.exp(rng.uniform(np.log(1e3), np.log(1e6))))
+            if not stairs:
+                each.append(Product((g,), unit))
+                continue
+            steps = int(rng.integers(6, 15))
+            table = (np.ceil(levels / width * steps) / steps + 0.1) * unit * width
+            table *= 1.0 + 0.03 * rng.standard_normal(width)
+            each.append(Table((g,), np.maximum(table, 1.0).astype(np.int64)))
+    dense = [len(group) - 1 for group in groups]
+    capacities = []
+    for k, each in enumerate(terms):
+        alone = SelectionProblem(tuple(groups), (Capacity("alone", 0, tuple(each)),), count * width)
+        capacities.append(Capacity(f"resource{k}", alone.used(dense)[0] // 2, tuple(each)))
+    return SelectionProblem(tuple(groups), tuple(capacities), count * width)
