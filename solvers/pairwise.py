@@ -80,14 +80,14 @@ class Pairwise:
     """
 
     swaps: bool = True
-    kicks: int = 40
+    kicks: int = 20
     bound: bool = False
     time_limit: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.kicks, bool) or not isinstance(self.kicks, int) or self.kicks < 0:
-            raise ValueError(f"Expected kicks to be an integer >= 0. Got {self.kicks!r}. Use 40, or 0 for none.")
+            raise ValueError(f"Expected kicks to be an integer >= 0. Got {self.kicks!r}. Use 20, or 0 for none.")
         if self.time_limit is not None and not self.time_limit >= 0:
             raise ValueError(f"Expected time_limit >= 0 or None. Got {self.time_limit}. Give wall seconds.")
 

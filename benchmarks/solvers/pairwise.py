@@ -33,12 +33,13 @@ def gate_curvature(examples: int = EXAMPLES) -> FloatArray:
     """``E[J'(diag p - pp')J]``, ``(1536, 1536)``: J are the derivatives of the logits by gates on the hidden units."""
     inputs = training_part()[0]
     chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(inputs))[:examples])
+    lower, middle, upper = _layers()
     with torch.no_grad():
-        first = F.relu(_linear(0)(inputs[chosen]))
-        second = F.relu(_linear(2)(first))
-        chances = _linear(4)(second).softmax(1)
-        last = _linear(4).weight[None]  # (1, 10, 512)
-        through = (last * (second > 0)[:, None]) @ _linear(2).weight  # of the logits by the first layer's outputs
+        first = F.relu(lower(inputs[chosen]))
+        second = F.relu(middle(first))
+        chances = upper(second).softmax(1)
+        last = upper.weight[None]  # (1, 10, 512)
+        through = (last * (second > 0)[:, None]) @ middle.weight  # of the logits by the first layer's outputs
         slopes = torch.cat([through * first[:, None], last * second[:, None]], dim=2)
         roots = chances.sqrt()
         # diag p - pp' = S'S with S = diag(sqrt p) - sqrt(p) p'.
@@ -47,19 +48,18 @@ def gate_curvature(examples: int = EXAMPLES) -> FloatArray:
     return np.asarray(rows.T @ rows / examples)
 
 
-def _linear(place: int) -> nn.Linear:
-    module = trained_network()[place]
-    assert isinstance(module, nn.Linear)
-    return module
+def _layers() -> list[nn.Linear]:
+    return [module for module in trained_network() if isinstance(module, nn.Linear)]
 
 
 def held_out_loss(kept: BoolArray) -> tuple[float, float]:
     """Cross entropy in nats and accuracy on the held-out part with the other units set to zero."""
     inputs, labels = held_out()
     mask = torch.from_numpy(kept).float()
+    lower, middle, upper = _layers()
     with torch.no_grad():
-        first = F.relu(_linear(0)(inputs)) * mask[:1024]
-        logits = _linear(4)(F.relu(_linear(2)(first)) * mask[1024:])
+        first = F.relu(lower(inputs)) * mask[:1024]
+        logits = upper(F.relu(middle(first)) * mask[1024:])
         return float(F.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).double().mean())
 
 

@@ -20,21 +20,20 @@ __all__ = ["convolutions", "drawn", "hidden_layer", "wide_layer"]
 @cache
 def _activations() -> tuple[FloatArray, FloatArray]:
     """Second moments of the two hidden layers' outputs, ``(1024, 1024)`` and ``(512, 512)``."""
+    lower, middle, _ = _layers()
     with torch.no_grad():
-        first = F.relu(_linear(0)(training_part()[0])).double()
-        second = F.relu(_linear(2)(first.float())).double()
+        first = F.relu(lower(training_part()[0])).double()
+        second = F.relu(middle(first.float())).double()
     return (first.T @ first / len(first)).numpy(), (second.T @ second / len(second)).numpy()
 
 
-def _linear(place: int) -> nn.Linear:
-    module = trained_network()[place]
-    assert isinstance(module, nn.Linear)
-    return module
+def _layers() -> list[nn.Linear]:
+    return [module for module in trained_network() if isinstance(module, nn.Linear)]
 
 
 def hidden_layer(number: int, damping: float) -> QuadraticMap:
     """The map that reads hidden layer 1 (1024 -> 512) or 2 (512 -> 10) of the digits network."""
-    weight = _linear(2 * number).weight.detach().double().numpy()
+    weight = _layers()[number].weight.detach().double().numpy()
     return QuadraticMap(weight, damped(_activations()[number - 1], damping), single_inputs(weight.shape[1]))
 
 

@@ -145,7 +145,7 @@ class _Projection:
         self.prices = np.zeros(len(need))
 
     def __call__(self, y: FloatArray) -> FloatArray:
-        # Block coordinate ascent of the dual: each price in turn by bisection; one pass is exact for one budget.
+        # Block coordinate ascent of the dual: each price in turn exactly; one pass is exact for one budget.
         for _ in range(1 if len(self.need) == 1 else 12):
             before = self.prices.copy()
             for row, need in enumerate(self.need):
@@ -157,20 +157,24 @@ class _Projection:
 
 
 def _price(y: FloatArray, costs: FloatArray, need: float) -> float:
-    """The least price >= 0 at which ``clip(y + price costs)`` covers the need."""
-
-    def short(price: float) -> bool:
-        return float(costs @ np.clip(y + price * costs, 0.0, 1.0)) < need
-
-    if not short(0.0):
+    """The least price >= 0 at which ``clip(y + price costs)`` covers the need, by its breakpoints."""
+    covered = float(costs @ np.clip(y, 0.0, 1.0))
+    if covered >= need:
         return 0.0
-    low, high = 0.0, 1.0
-    while short(high) and high < 1e12:
-        low, high = high, 4 * high
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if short(middle) else (low, middle)
-    return high
+    useful = costs > 0
+    y, costs = y[useful], costs[useful]
+    points = np.concatenate([np.maximum(-y / costs, 0.0), np.maximum((1 - y) / costs, 0.0)])
+    steeper = np.concatenate([costs**2, -(costs**2)])
+    order = np.argsort(points, kind="stable")
+    points, slopes = points[order], np.cumsum(steeper[order])
+    # What is covered is piecewise linear in the price: its values at the breakpoints.
+    values = covered + np.concatenate([[0.0], np.cumsum(slopes[:-1] * np.diff(points))])
+    place = int(np.searchsorted(values, need))
+    if place >= len(values):
+        return float(points[-1])
+    if place == 0 or slopes[place - 1] <= 0:
+        return float(points[place])
+    return float(points[place - 1] + (need - values[place - 1]) / slopes[place - 1])
 
 
 def _largest(matrix: FloatArray) -> float:

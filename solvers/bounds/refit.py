@@ -34,7 +34,17 @@ from scipy.linalg import cho_factor, cho_solve, cholesky
 from solvers.bounds.diagonal import largest_diagonal
 from solvers.quadratic import FloatArray, ReducedMap, RefitProblem, reduced
 
-__all__ = ["BoundKind", "Capacity", "RefitBound", "dual_value", "perspective_bound", "refit_bound", "spectral_bound"]
+__all__ = [
+    "BoundKind",
+    "Capacity",
+    "RefitBound",
+    "WhiteMap",
+    "dual_value",
+    "perspective_bound",
+    "refit_bound",
+    "spectral_bound",
+    "whitened",
+]
 
 #: Smallest fraction of a structure in the relaxation: it only steers where the bound is evaluated.
 LEAST = 1e-6
@@ -132,7 +142,7 @@ def spectral_bound(maps: Sequence[ReducedMap], keep: int) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _White:
+class WhiteMap:
     """A map whose structures' own moments are the identity: moment (n, n), cross G (n, r), energy tr(W H W')."""
 
     moment: FloatArray
@@ -141,7 +151,8 @@ class _White:
     each: int
 
 
-def _whitened(one: ReducedMap) -> _White:
+def whitened(one: ReducedMap) -> WhiteMap:
+    """Change the basis inside each structure so that its own moment is the identity."""
     count = len(one.moment) // one.each
     index = np.arange(len(one.moment)).reshape(count, one.each)
     factors = np.linalg.cholesky(one.moment[index[:, :, None], index[:, None, :]])
@@ -149,7 +160,7 @@ def _whitened(one: ReducedMap) -> _White:
     half = (inverse @ one.moment.reshape(count, one.each, -1)).reshape(one.moment.shape)
     moment = (inverse @ half.T.reshape(count, one.each, -1)).reshape(one.moment.shape)
     cross = (inverse @ one.cross.reshape(count, one.each, -1)).reshape(len(one.moment), -1)
-    return _White((moment + moment.T) / 2, cross, 2 * one.energy, one.each)
+    return WhiteMap((moment + moment.T) / 2, cross, 2 * one.energy, one.each)
 
 
 def perspective_bound(
@@ -160,7 +171,7 @@ def perspective_bound(
     D starts at the smallest eigenvalue and at the largest trace. The relaxation is concave in D with the gradient
     ``|V_i|^2 (1 / z_i - 1)``; each further round maximises its linearisation and moves D halfway there.
     """
-    white = [_whitened(one) for one in maps]
+    white = [whitened(one) for one in maps]
     uniform = [np.full(len(one.moment), 0.999 * max(_smallest(one.moment), 0.0)) for one in white]
     best, fractions, slopes = _relaxed(white, uniform, capacity, None, iterations)
     diagonals = [largest_diagonal(one.moment, np.ones(len(one.moment))) for one in white]
@@ -178,7 +189,7 @@ def _smallest(moment: FloatArray) -> float:
 
 
 def _relaxed(
-    maps: Sequence[_White],
+    maps: Sequence[WhiteMap],
     diagonals: Sequence[FloatArray],
     capacity: Capacity,
     fractions: FloatArray | None,
@@ -216,7 +227,7 @@ def _relaxed(
 
 
 def dual_value(
-    maps: Sequence[_White], diagonals: Sequence[FloatArray], weights: Sequence[FloatArray], capacity: Capacity
+    maps: Sequence[WhiteMap], diagonals: Sequence[FloatArray], weights: Sequence[FloatArray], capacity: Capacity
 ) -> float:
     """The bound of the module's text at D and U, less what rounding of its sums may have added."""
     total, scale, size = 0.0, 0.0, 0
