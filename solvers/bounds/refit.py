@@ -39,6 +39,7 @@ __all__ = [
     "Capacity",
     "RefitBound",
     "WhiteMap",
+    "dominates",
     "dual_value",
     "perspective_bound",
     "refit_bound",
@@ -200,7 +201,7 @@ def _relaxed(
     share = capacity.limit / max(float(capacity.costs.sum()), 1e-300)
     z = np.full(count, min(1.0, max(share, LEAST))) if fractions is None else fractions
     diagonals = [np.maximum(diagonal, 1e-12) for diagonal in diagonals]
-    if any(not _dominates(one.moment, diagonal) for one, diagonal in zip(maps, diagonals, strict=True)):
+    if any(not dominates(one.moment, diagonal) for one, diagonal in zip(maps, diagonals, strict=True)):
         return 0.0, z, [np.ones(len(one.moment)) for one in maps]
     best = 0.0
     slopes: list[FloatArray] = []
@@ -244,7 +245,7 @@ def dual_value(
     return 0.5 * (total - most - 4 * size * EPSILON * (scale + most))
 
 
-def _dominates(moment: FloatArray, diagonal: FloatArray) -> bool:
+def dominates(moment: FloatArray, diagonal: FloatArray) -> bool:
     """Whether moment - diag(diagonal) is positive semidefinite beyond what rounding could feign."""
     try:
         cholesky(moment - np.diag(diagonal + 4 * len(moment) * EPSILON), lower=True, check_finite=False)
