@@ -177,13 +177,15 @@ class Refit:
             search.interrupted()
         selection = search.best
         error = search.loss if search.sound else problem.lost(selection)
-        bound, kind, gap, curve = None, None, None, None
-        if self.bound and not search.stopped:
-            found = refit_bound(problem)
-            bound, kind = min(found.value, error), found.kind
-            gap = relative_gap(-error, -bound, 0.0)
-        if self.curve and not search.stopped:
-            curve = width_curve(problem)
+        found, curve = None, None
+        try:
+            found = refit_bound(problem) if self.bound and not search.stopped else None
+            curve = width_curve(problem) if self.curve and not search.stopped else None
+        except KeyboardInterrupt:
+            search.stopped = True
+        bound = None if found is None else min(found.value, error)
+        kind = None if found is None else found.kind
+        gap = None if bound is None else relative_gap(-error, -bound, 0.0)
         ending = _termination(search, problem, gap)
         return RefitResult(
             selection, error, bound, kind, gap, curve, ending, search.swaps, self.seed, monotonic() - begin
@@ -262,7 +264,12 @@ class _Search:
                     continue
             if not len(leave):
                 break
-        self._offer(tableau, not self.over() and tableau.drift(self.maps, self.rng) <= SOUND)
+        if self.over():
+            self._offer(tableau)
+        elif tableau.drift(self.maps, self.rng) <= SOUND:
+            self._offer(tableau, True)
+        else:
+            self._fresh(tableau.selection)
         self.running = None
 
     def _fresh(self, selection: BoolArray) -> Tableau:

@@ -97,7 +97,7 @@ def rows(quick: bool) -> list[Row]:
                 "cpu_seconds": one.cpu_seconds,
             }
             if name == SWAPS:
-                facts["seconds_with_bound"] = certified.seconds
+                facts["cpu_seconds_with_bound"] = certified.cpu_seconds
             found.append(
                 Row(
                     FAMILY,
@@ -132,14 +132,15 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
     swaps = [row for row in rows if row.method == SWAPS]
     verdicts = []
     if swaps:
-        slowest = max(row.seconds for row in swaps)
-        verdicts.append(Verdict("T9", "n = 1536 in 0.5 s", f"at most {slowest:.2f} s", slowest <= 0.5))
+        slowest = max(float(row.facts["cpu_seconds"]) for row in swaps)
+        measured = f"at most {slowest:.2f} s"
+        verdicts.append(Verdict("T9", "n = 1536 in 0.5 s of processor time", measured, slowest <= 0.5))
         gaps = [float(row.gap or 0.0) for row in swaps]
-        whole = max(float(row.facts["seconds_with_bound"]) for row in swaps)
+        whole = max(float(row.facts["cpu_seconds_with_bound"]) for row in swaps)
         verdicts.append(
             Verdict(
                 "T9",
-                "certified gap at most 10 %, in 3 s with the bound",
+                "certified gap at most 10 %, in 3 s of processor time with the bound",
                 f"{100 * min(gaps):.2g} to {100 * max(gaps):.2g} %, at most {whole:.2f} s",
                 max(gaps) <= 0.1 and whole <= 3.0,
             )
