@@ -1,4 +1,4 @@
-"""Separable problems for the knapsack tests: small random ones of every kind, and larger ones with real proportions."""
+"""Small random separable problems of every kind for the knapsack tests."""
 
 from __future__ import annotations
 
@@ -44,29 +44,3 @@ def small_separable(seed: int) -> SelectionProblem:
         limit = min(ends) + int(abs(ends[1] - ends[0]) * rng.uniform(-0.05, 0.9))
         capacities.append(Capacity(f"resource{k}", limit, tuple(each)))
     return SelectionProblem(tuple(groups), tuple(capacities), WIDTH * len(groups))
-
-
-def layers(seed: int, count: int, width: int, budgets: int = 1, stairs: bool = False) -> SelectionProblem:
-    """Layers of ``width`` structures with lognormal scores; costs linear, or in 6 to 14 noisy steps, limits 50 %."""
-    rng = np.random.default_rng(seed)
-    levels = np.arange(1, width + 1)
-    groups: list[Group] = []
-    terms: list[list[Term]] = [[] for _ in range(budgets)]
-    for g in range(count):
-        scores = np.sort(rng.lognormal(size=width))[::-1] * rng.lognormal()
-        groups.append(Group(f"layer{g}", levels, np.cumsum(scores), np.arange(g * width, (g + 1) * width)))
-        for each in terms:
-            unit = int(np.exp(rng.uniform(np.log(1e3), np.log(1e6))))
-            if not stairs:
-                each.append(Product((g,), unit))
-                continue
-            steps = int(rng.integers(6, 15))
-            table = (np.ceil(levels / width * steps) / steps + 0.1) * unit * width
-            table *= 1.0 + 0.03 * rng.standard_normal(width)
-            each.append(Table((g,), np.maximum(table, 1.0).astype(np.int64)))
-    dense = [len(group) - 1 for group in groups]
-    capacities = []
-    for k, each in enumerate(terms):
-        alone = SelectionProblem(tuple(groups), (Capacity("alone", 0, tuple(each)),), count * width)
-        capacities.append(Capacity(f"resource{k}", alone.used(dense)[0] // 2, tuple(each)))
-    return SelectionProblem(tuple(groups), tuple(capacities), count * width)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.solvers import knapsack_instances as instances
 from solvers.balanced_rows import balanced_rows
 from solvers.block_knapsack import BlockKnapsack, check_blocks
 from solvers.blocks import BlockLayers, BlockResult, largest
@@ -47,14 +48,8 @@ def best_counts(blocks: BlockLayers) -> float:
 
 
 def many(seed: int, size: int, resources: int = 1, layers: int = 24) -> BlockLayers:
-    """Lognormal values in layers of different sizes, limits at 12 to 30 % of everything."""
-    rng = np.random.default_rng(seed)
-    share = rng.uniform(0.3, 1.7, size=layers)
-    sizes = np.maximum(1, (size * share / share.sum()).astype(np.int64))
-    values = tuple(rng.lognormal(size=count) * rng.lognormal() for count in sizes)
-    costs = rng.integers(49, 12_544, size=(layers, resources))
-    limits = (np.array([0.12, 0.13, 0.14, 0.15])[:resources] * (sizes @ costs)).astype(np.int64)
-    return BlockLayers(values, costs, limits)
+    """Lognormal values in layers of different sizes, limits at 12 to 14 % of everything."""
+    return instances.blocks(seed, size, (0.12, 0.13, 0.14)[:resources], layers)
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.solvers.knapsack_instances import layers
 from solvers.allocation import Allocation
 from solvers.bounds.core import reduce, search
 from solvers.bounds.multiple_choice import MultipleChoice, relax
@@ -21,7 +22,7 @@ from solvers.result import OPTIMAL_GAP, Certificate, Limit, Result, TerminationR
 from solvers.verify import is_feasible, is_maximal
 from tests.references import best_choice
 from tests.solvers.instances import permuted
-from tests.solvers.knapsacks import layers, small_separable
+from tests.solvers.knapsacks import small_separable
 
 EXACT = Knapsack(gap_tolerance=0.0, time_limit=None)
 
