@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linprog
 
 from solvers.bounds.lagrangian import Lagrangian
+from solvers.envelope import lowest_point
 from solvers.problem import FloatArray, IntArray
 
 #: Pull of the best prices so far on the next ones, with several prices.
@@ -126,23 +126,12 @@ class Dual:
         slacks = np.array([cut.slack for cut in cuts])
         if slacks.shape[1] == 1:
             return self._model_of_one(cuts, values, slacks[:, 0])
-        size = slacks.shape[1]
         # Prices far beyond the useful keep the programme bounded; any price gives a bound.
         spread = float(values.max() - values.min()) + 1e-12 * max(1.0, float(np.abs(values).max()))
-        ceiling = _CEILING * spread
-        answer = linprog(
-            np.r_[1.0, np.zeros(size)] / spread,
-            A_ub=np.column_stack([-np.ones(len(cuts)), slacks]),
-            b_ub=-values,
-            bounds=[(None, None), *[(0.0, ceiling)] * size],
-            method="highs",
-        )
-        if answer.x is None:
-            return -np.inf, np.zeros(size), ((cuts[-1], 1.0),)
-        weights = np.maximum(-answer.ineqlin.marginals * spread, 0.0)
-        active = tuple((cut, float(weight)) for cut, weight in zip(cuts, weights, strict=True) if weight > 1e-9)
-        prices = np.maximum(answer.x[1:], 0.0)
-        return float((values + slacks @ prices).max()), prices, active or ((cuts[-1], 1.0),)
+        found = lowest_point(values, slacks, _CEILING * spread)
+        weights = zip(cuts, found.weights.tolist(), strict=True)
+        active = tuple((cut, weight) for cut, weight in weights if weight > 1e-9)
+        return found.height, found.prices, active or ((cuts[-1], 1.0),)
 
     @staticmethod
     def _model_of_one(

@@ -157,7 +157,7 @@ def test_files_of_the_first_format_still_load(tmp_path: Path) -> None:
     arrays: dict[str, np.ndarray] = {}
     for g, group in enumerate(problem.groups):
         arrays |= {f"levels_{g}": group.levels, f"values_{g}": group.values, f"order_{g}": group.order}
-    np.savez_compressed(tmp_path / "old.npz", header=np.array(json.dumps(header)), **arrays)
+    np.savez_compressed(tmp_path / "old.npz", header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]
     loaded = SelectionProblem.load(tmp_path / "old.npz")
     assert loaded.fingerprint == problem.fingerprint
     assert loaded.fingerprint == "6b389c9462e8ca91cf06fcf62ebe7894b637958f089c6a6b33f1255ddf36a427"
