@@ -50,6 +50,9 @@ __all__ = [
 #: Smallest fraction of a structure in the relaxation: it only steers where the bound is evaluated.
 LEAST = 1e-6
 
+#: A round that raises the bound by a smaller part than this is the last.
+LITTLE = 1e-3
+
 #: Rounding of sums over n terms, in units of n times their size.
 EPSILON = float(np.finfo(np.float64).eps)
 
@@ -121,7 +124,7 @@ class Capacity:
         return np.where(weights > 0, np.minimum(1.0, relative / high), 1.0)
 
 
-def refit_bound(problem: RefitProblem, capacity: Capacity | None = None, *, rounds: int = 4) -> RefitBound:
+def refit_bound(problem: RefitProblem, capacity: Capacity | None = None, *, rounds: int = 6) -> RefitBound:
     """The better of both bounds, at least 0; ``capacity`` replaces the number of kept structures, if given."""
     maps = [reduced(one) for one in problem.maps]
     found = RefitBound(0.0, BoundKind.SPECTRAL)
@@ -165,7 +168,7 @@ def whitened(one: ReducedMap) -> WhiteMap:
 
 
 def perspective_bound(
-    maps: Sequence[ReducedMap], capacity: Capacity, *, rounds: int = 4, iterations: int = 25
+    maps: Sequence[ReducedMap], capacity: Capacity, *, rounds: int = 6, iterations: int = 25
 ) -> float:
     """The largest perspective bound found.
 
@@ -178,10 +181,12 @@ def perspective_bound(
     diagonals = [largest_diagonal(one.moment, np.ones(len(one.moment))) for one in white]
     for number in range(rounds):
         value, fractions, slopes = _relaxed(white, diagonals, capacity, fractions, iterations)
+        rising = value > best * (1 + LITTLE)
         best = max(best, value)
-        if number + 1 < rounds:
-            target = [largest_diagonal(one.moment, slope) for one, slope in zip(white, slopes, strict=True)]
-            diagonals = [(old + new) / 2 for old, new in zip(diagonals, target, strict=True)]
+        if number + 1 == rounds or not (rising or number == 0):
+            break
+        target = [largest_diagonal(one.moment, slope) for one, slope in zip(white, slopes, strict=True)]
+        diagonals = [(old + new) / 2 for old, new in zip(diagonals, target, strict=True)]
     return best
 
 
