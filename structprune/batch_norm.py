@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from structprune.axes.linear_maps import BATCH_NORM
 from structprune.axes.sweep import Sweep, sweep
 from structprune.structures import Structures
 from structprune.tensors import named_tensors, under_every_name
 
 __all__ = ["recalibrate"]
-
-BATCH_NORM = torch.ops.aten._native_batch_norm_legit_no_training.default
 
 
 def recalibrate(

@@ -11,10 +11,13 @@ from torch import fx
 from structprune.axes.labels import Label
 from structprune.axes.propagate import LabelledGraph
 
-__all__ = ["LinearMap", "linear_maps"]
+__all__ = ["BATCH_NORM", "LinearMap", "linear_maps"]
 
 aten = torch.ops.aten
 MOVES = (aten.permute.default, aten.t.default, aten.transpose.int, aten.alias.default, aten.clone.default)
+
+#: Batch norm with running statistics: a linear map per channel, whose parameters are its arguments 1 to 4.
+BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
 @dataclass(frozen=True)

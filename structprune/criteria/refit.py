@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from structprune.axes.linear_maps import MOVES, LinearMap
+from structprune.axes.linear_maps import BATCH_NORM, MOVES, LinearMap
 from structprune.axes.sweep import Sweep
-from structprune.batch_norm import BATCH_NORM
 from structprune.criteria.moments import Gather
 from structprune.criteria.probing import matrices
 from structprune.criteria.response import Response, response_behind

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from structprune.axes.linear_maps import LinearMap
+from structprune.axes.linear_maps import BATCH_NORM, LinearMap
 from structprune.axes.sweep import Sweep
-from structprune.batch_norm import BATCH_NORM
 from structprune.criteria.moments import Gather
 
 __all__ = ["Response", "response_behind"]
