@@ -18,7 +18,7 @@ from time import perf_counter
 from rich.console import Console
 
 from benchmarks.provenance import ROOT, commit, machine, versions
-from benchmarks.solvers import comparison, nm, pairwise, permutation, refit
+from benchmarks.solvers import allocation, comparison, knapsack, nm, pairwise, permutation, refit
 from benchmarks.solvers.plots import gap_against_time
 from benchmarks.solvers.record import Record, read_records, write_records
 from benchmarks.solvers.row import Family, Verdict
@@ -42,6 +42,8 @@ class Named:
 
 
 FAMILIES: tuple[Named, ...] = (
+    Named("allocation", "widths of whole networks: gaps, every coupling, 50 instances, a front", allocation),
+    Named("knapsack", "independent layers and up to ten million blocks", knapsack),
     Named("refit", "layers with least-squares refit of what stays", refit),
     Named("pairwise", "hidden units with pairwise loss, no refit", pairwise),
     Named("nm", "N:M masks, along one axis and both", nm),
@@ -127,6 +129,7 @@ def run(one: Named, quick: bool, command: str) -> Record:
     before = os.getloadavg()[0]
     rows = tuple(one.family.rows(quick))
     load = max(before, os.getloadavg()[0])
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
     return Record(
         family=one.name,
         quick=quick,
@@ -134,7 +137,7 @@ def run(one: Named, quick: bool, command: str) -> Record:
         seconds=perf_counter() - start,
         command=command,
         commit=commit(CODE),
-        machine=f"{machine()}, load up to {load:.1f} with this benchmark",
+        machine=f"{machine()}, OMP_NUM_THREADS {threads}, load up to {load:.1f} with this benchmark",
         versions=versions(PACKAGES),
     )
 
