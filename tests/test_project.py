@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -160,3 +161,12 @@ def test_ci_runs_readmes_test_command() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert script.read_text().splitlines()[-1].startswith("make test VENV=")
+
+
+@pytest.mark.parametrize("first", ["cvxpy", "ortools.sat.python.cp_model"])
+def test_cvxpy_and_ortools_load_together(first: str) -> None:
+    """Whichever comes first: each brings a HiGHS of its own under the same name, and not all releases get along."""
+    program = f"import {first}, cvxpy, ortools.sat.python.cp_model"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "undefined symbol" not in answer.stdout + answer.stderr
