@@ -68,23 +68,30 @@ def collect(problem: SelectionProblem) -> tuple[tuple[Factor, ...], FloatArray, 
 
     for k, merged in enumerate(problem.polynomials):
         for coefficient, powers in merged.products:
-            scope = tuple(g for g, _ in powers)
+            # A group with one level is a number: factors that it leaves are smaller, and often meet fewer others.
+            for g, power in powers:
+                coefficient *= int(problem.groups[g].levels[0]) ** power if len(problem.groups[g]) == 1 else 1
+            several = [(g, power) for g, power in powers if len(problem.groups[g]) > 1]
+            scope = tuple(g for g, _ in several)
             if len(scope) > 1:
                 row = products.setdefault(scope, [[] for _ in range(m)])
-                row[k].append((coefficient, tuple(power for _, power in powers)))
+                row[k].append((coefficient, tuple(power for _, power in several)))
                 tables.setdefault(scope, [[] for _ in range(m)])
-            elif powers[0][1] == 1:
+            elif not scope:
+                bend(k, powers[0][0], np.array([float(coefficient)]))
+            elif several[0][1] == 1:
                 linear[k, scope[0]] += coefficient
             else:
-                bend(k, scope[0], float(coefficient) * levels[scope[0]] ** powers[0][1])
+                bend(k, scope[0], float(coefficient) * levels[scope[0]] ** several[0][1])
         for table in merged.tables:
             axes = sorted(range(len(table.groups)), key=table.groups.__getitem__)
-            scope = tuple(table.groups[axis] for axis in axes)
+            scope = tuple(table.groups[axis] for axis in axes if len(problem.groups[table.groups[axis]]) > 1)
+            entries = table.entries.transpose(axes).squeeze()
             if len(scope) > 1:
                 products.setdefault(scope, [[] for _ in range(m)])
-                tables.setdefault(scope, [[] for _ in range(m)])[k].append(table.entries.transpose(axes))
+                tables.setdefault(scope, [[] for _ in range(m)])[k].append(entries)
             else:
-                bend(k, scope[0], table.entries.astype(np.float64))
+                bend(k, scope[0] if scope else table.groups[0], entries.astype(np.float64).reshape(-1))
     factors = [
         Factor(scope, tuple(map(tuple, products[scope])), tuple(map(tuple, tables[scope])))
         for scope in sorted(products)
