@@ -30,6 +30,7 @@ LAYERS = {
     "solvers.ledger": 2,
     "solvers.verify": 2,
     "solvers.bounds": 2,
+    "solvers.envelope": 2,
     "solvers": 3,
     "structprune.axes": 4,
     "structprune.structures": 4,

@@ -20,8 +20,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linprog
 
+from solvers.envelope import lowest_point
 from solvers.problem import FloatArray, IntArray, SelectionProblem
 
 #: Sums of amounts stay below this, so that int64 is exact with one bit to spare.
@@ -31,7 +31,7 @@ _MOST_AMOUNT = 2**62
 _DAMPING = 0.4
 
 #: Largest price of a whole budget, in units of the spread of values; any price gives a bound.
-_CEILING = 1e6
+_CEILING = 1e5
 
 _EPSILON = float(np.finfo(np.float64).eps)
 
@@ -313,22 +313,15 @@ def descend(
 
 def _model(values: FloatArray, slacks: FloatArray, spread: float) -> tuple[float, FloatArray]:
     """Minimum over prices of at least 0 of the largest line ``value + slack . price``, and where it is."""
-    size = slacks.shape[1]
     ceiling = _CEILING * max(spread, 1e-300)
-    if size == 1:
+    if slacks.shape[1] == 1:
         return _model_of_one(values, slacks[:, 0], ceiling)
-    unit = max(spread, 1e-300)
-    answer = linprog(
-        np.r_[1.0, np.zeros(size)],
-        A_ub=np.column_stack([-np.ones(len(values)), slacks]),
-        b_ub=-(values - values[0]) / unit,
-        bounds=[(None, None), *[(0.0, _CEILING)] * size],
-        method="highs",
-    )
-    if answer.x is None:
-        return -np.inf, np.zeros(size)
-    prices = np.clip(answer.x[1:] * unit, 0.0, ceiling)
-    return float((values + slacks @ prices).max()), prices
+    # A line below all others that rises in every price: one line alone may have no lowest point.
+    values = np.r_[values, float(values.min()) - 0.5 * ceiling]
+    found = lowest_point(values, np.vstack([slacks, np.ones(slacks.shape[1])]), ceiling)
+    if not np.isfinite(found.height):
+        return -np.inf, np.full(slacks.shape[1], ceiling / slacks.shape[1])
+    return found.height, np.clip(found.prices, 0.0, ceiling)
 
 
 def _model_of_one(values: FloatArray, slacks: FloatArray, ceiling: float) -> tuple[float, FloatArray]:
