@@ -8,7 +8,7 @@ from solvers.bounds.multiple_choice import MultipleChoice
 from solvers.problem import FloatArray, IntArray
 
 #: Options that take part in exchanges of two classes.
-_MOST_EXCHANGED = 600
+_MOST_EXCHANGED = 300
 
 
 class Moves:

@@ -26,7 +26,7 @@ _NODE_BEAM = 20_000
 #: Priced choices that are made feasible, the last ones first.
 _STARTS = 12
 
-#: Exchanges of two groups per start, with several budgets.
+#: Exchanges of two groups, with several budgets.
 _EXCHANGES = 20
 
 #: Options among which moves are looked for.
@@ -129,10 +129,11 @@ class KnapsackSearch:
         for options in starts:
             found = moves.repair(options)
             if found is not None:
-                found = moves.fill(found)
-                self.offer(moves.exchange(found, _EXCHANGES) if several else found)
+                self.offer(moves.fill(found))
             if self.done():
                 return
+        if several and self.best is not None:
+            self.offer(moves.exchange(self.best, _EXCHANGES))
 
     def cheapest(self, k: int) -> IntArray:
         """The most valuable of the options that use least of one budget, in each class."""
