@@ -32,12 +32,7 @@ def gap_against_time(path: Path, title: str, rows: Sequence[Row]) -> bool:
     or, where there is none, from the best objective of any. Lines are gaps while a method ran.
     """
     known = references(rows)
-    suites: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.instance in known:
-            suites.setdefault(suite_of(row.instance), []).append(row)
-    # One method alone is a line of the table.
-    suites = {suite: group for suite, group in suites.items() if len({row.method for row in group}) > 1}
+    suites = _panels([row for row in rows if row.instance in known])
     if not suites:
         return False
     methods = list(dict.fromkeys(row.method for group in suites.values() for row in group))
@@ -67,6 +62,21 @@ def gap_against_time(path: Path, title: str, rows: Sequence[Row]) -> bool:
     )
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
     return True
+
+
+def _panels(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by suite; what one method did alone goes into one panel per method."""
+    suites: dict[str, list[Row]] = {}
+    for row in rows:
+        suites.setdefault(suite_of(row.instance), []).append(row)
+    compared: dict[str, list[Row]] = {}
+    alone: dict[str, list[Row]] = {}
+    for suite, group in suites.items():
+        if len({row.method for row in group}) > 1:
+            compared[suite] = group
+        else:
+            alone.setdefault(group[0].method, []).extend(group)
+    return compared | {f"{method}: {len(group)} instances": group for method, group in alone.items() if len(group) > 1}
 
 
 def _panel(
