@@ -51,6 +51,7 @@ def test_default_limits_reach_from_the_least_to_the_dense_amount() -> None:
     problem = resnet56()
     points = ParetoFront("macs", count=3).solve(problem).points
     assert points[0].limit == problem.used(problem.minimum_choice)[0]
+    assert points[0].result.choice is not None
     assert np.array_equal(points[0].result.choice, problem.minimum_choice)
     assert points[-1].limit == problem.used([len(group) - 1 for group in problem.groups])[0]
 

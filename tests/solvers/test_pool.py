@@ -62,6 +62,6 @@ def test_a_networks_pool_is_near_optimal_and_as_distinct_as_asked() -> None:
 
 def test_bad_pools_are_refused() -> None:
     """Sizes and distances below 1."""
-    for bad in ({"size": 0}, {"size": 1, "distance": 0}):
+    for size, distance in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match="at least 1"):
-            Pool(**bad)
+            Pool(size, distance)
