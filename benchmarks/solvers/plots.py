@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.solvers.row import Row
-from benchmarks.solvers.table import Reference, excess, references, suite_of
+from benchmarks.solvers.table import Reference, excess, references, suites_of
 from benchmarks.solvers.trace import points_of
 from structprune.files import write_atomically
 
@@ -32,7 +32,8 @@ def gap_against_time(path: Path, title: str, rows: Sequence[Row]) -> bool:
     or, where there is none, from the best objective of any. Lines are gaps while a method ran.
     """
     known = references(rows)
-    suites = _panels([row for row in rows if row.instance in known])
+    suites = suites_of([row for row in rows if row.instance in known])
+    suites = {suite: group for suite, group in suites.items() if len(group) > 1}
     if not suites:
         return False
     methods = list(dict.fromkeys(row.method for group in suites.values() for row in group))
@@ -62,21 +63,6 @@ def gap_against_time(path: Path, title: str, rows: Sequence[Row]) -> bool:
     )
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
     return True
-
-
-def _panels(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by suite; what one method did alone goes into one panel per method."""
-    suites: dict[str, list[Row]] = {}
-    for row in rows:
-        suites.setdefault(suite_of(row.instance), []).append(row)
-    compared: dict[str, list[Row]] = {}
-    alone: dict[str, list[Row]] = {}
-    for suite, group in suites.items():
-        if len({row.method for row in group}) > 1:
-            compared[suite] = group
-        else:
-            alone.setdefault(group[0].method, []).extend(group)
-    return compared | {f"{method}: {len(group)} instances": group for method, group in alone.items() if len(group) > 1}
 
 
 def _panel(

@@ -125,6 +125,24 @@ def suite_of(instance: str) -> str:
     return SEED.sub("", instance).strip()
 
 
+def suites_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return rows by suite, in their order; what one method solved alone stands together, by method."""
+    suites: dict[str, list[Row]] = {}
+    for row in rows:
+        suites.setdefault(suite_of(row.instance), []).append(row)
+    compared: dict[str, list[Row]] = {}
+    alone: dict[str, dict[str, list[Row]]] = {}
+    for suite, group in suites.items():
+        if len({row.method for row in group}) > 1:
+            compared[suite] = group
+        else:
+            alone.setdefault(group[0].method, {})[suite] = group
+    for method, groups in alone.items():
+        group = [row for one in groups.values() for row in one]
+        compared[f"{method}: {len(group)} instances" if len(groups) > 1 else next(iter(groups))] = group
+    return compared
+
+
 # ---------------------------------------------------------------- gaps against the best bound
 
 
@@ -184,13 +202,13 @@ def excess(row: Row, to: Reference) -> float | None:
 def summaries(rows: Sequence[Row]) -> dict[str, list[Summary]]:
     """Return what each method reached, by suite, in the order of the rows."""
     known = references(rows)
-    suites: dict[str, dict[str, list[Row]]] = {}
-    for row in rows:
-        suites.setdefault(suite_of(row.instance), {}).setdefault(row.method, []).append(row)
-    return {
-        suite: [Summary(suite, method, tuple(group), _excesses(group, known)) for method, group in methods.items()]
-        for suite, methods in suites.items()
-    }
+    found: dict[str, list[Summary]] = {}
+    for suite, rows_of_suite in suites_of(rows).items():
+        methods: dict[str, list[Row]] = {}
+        for row in rows_of_suite:
+            methods.setdefault(row.method, []).append(row)
+        found[suite] = [Summary(suite, one, tuple(group), _excesses(group, known)) for one, group in methods.items()]
+    return found
 
 
 def _excesses(group: Sequence[Row], known: Mapping[str, Reference]) -> tuple[float, ...]:

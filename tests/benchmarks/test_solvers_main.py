@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 from benchmarks.solvers.__main__ import FAMILIES, INTERRUPTED, Named, main, parser
 from benchmarks.solvers.record import read_records
 from benchmarks.solvers.row import Row, Verdict
-from benchmarks.solvers.table import excess, reference, references, suite_of, summaries
+from benchmarks.solvers.table import excess, reference, references, suite_of, suites_of, summaries
 
 ROWS = [
     # Kept value of at most 10: ours proves 8.0 with bound 8.2; the other reaches 7.
@@ -159,6 +159,16 @@ def test_suites() -> None:
     assert suite_of("digits") == "digits"
     (group,) = summaries(ROWS).values()
     assert [(one.method, len(one.rows)) for one in group] == [("ours", 2), ("other", 2)]
+
+
+def test_lonely_suites() -> None:
+    """Different instances that one method solved alone stand together; those that were compared keep their suites."""
+    lonely = [replace(ROWS[0], instance=f"toy of {size}") for size in (3, 4, 5)]
+    assert [(suite, len(group)) for suite, group in suites_of([*lonely, *ROWS]).items()] == [
+        ("toy", 4),
+        ("ours: 3 instances", 3),
+    ]
+    assert list(suites_of(lonely[:1])) == ["toy of 3"]
 
 
 def test_help() -> None:
