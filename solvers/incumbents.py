@@ -87,7 +87,12 @@ class Incumbents:
                 self.mover.greedy(self.ledger, np.array(weights))
                 self.offer(_PAIRS)
         if not self.stop() and sum(map(len, self.problem.groups)) <= _MOST_LEVELS:
-            self.attempt([int(np.argmax(group.values)) for group in self.problem.groups])
+            richest = [int(np.argmax(group.values)) for group in self.problem.groups]
+            self.attempt(richest)
+            self.ledger.reset(richest)
+            if not self.stop() and self.mover.reach(self.ledger, saving=True):
+                self.mover.greedy(self.ledger, np.array(units))
+                self.offer(_PAIRS)
         if not self.stop():
             self.threshold()
 

@@ -80,7 +80,14 @@ class Mover:
         total: FloatArray = over.sum(axis=0)
         return total
 
-    def reach(self, ledger: Ledger, most: int = sys.maxsize) -> bool:
+    def _saved(self, amounts: Amounts, ledger: Ledger) -> FloatArray:
+        """Amount saved of what is above its limit now, in units of the limits; shape of a row of ``amounts``."""
+        broken = np.asarray(ledger.over(ledger.now)[:, 0] > 0, dtype=bool)
+        saved = (ledger.now[broken] - amounts[broken]).astype(np.float64) / self.units[broken, None]
+        total: FloatArray = saved.sum(axis=0)
+        return total
+
+    def reach(self, ledger: Ledger, most: int = sys.maxsize, saving: bool = False) -> bool:
         """Change levels, least value lost per excess removed first, until nothing is broken.
 
         A forbidden combination counts as an excess of its own, larger than any other. Two groups with forbidden
@@ -92,6 +99,8 @@ class Mover:
             Any choice; changed in place.
         most
             Most moves to make.
+        saving
+            Count all that a move saves of what is above its limit, also beyond the limit.
 
         Returns
         -------
@@ -103,8 +112,9 @@ class Mover:
             most -= 1
             here = float(self._excess(ledger.now, ledger)[0])
             weight = 1.0 + here
-            ways = [way for g in range(len(self.values)) if (way := self._ways_down(ledger, g, here, weight))]
-            both = [way for g in range(len(self.values)) for way in self._ways_of_two(ledger, g, here)]
+            groups = range(len(self.values))
+            ways = [way for g in groups if (way := self._ways_down(ledger, g, here, weight, saving))]
+            both = [way for g in groups for way in self._ways_of_two(ledger, g, here)]
             if not ways and not both:
                 break
             ways.sort(key=lambda way: (float(way[1].min()), way[0]))
@@ -121,13 +131,16 @@ class Mover:
         return ledger.feasible
 
     def _ways_down(
-        self, ledger: Ledger, g: int, excess: float, weight: float
+        self, ledger: Ledger, g: int, excess: float, weight: float, saving: bool
     ) -> tuple[int, FloatArray, FloatArray, IntArray] | None:
         """Levels of a group that reduce the excess: value lost per excess removed, excess removed, level indices."""
         near = self._near(g, ledger.choice[g])
         if not near.size:
             return None
-        removed = excess - self._excess(ledger.moved(g, near), ledger)
+        amounts = ledger.moved(g, near)
+        removed = excess - self._excess(amounts, ledger)
+        if saving:
+            removed = np.where(removed > 0, self._saved(amounts, ledger), 0.0)
         gains = ledger.gain(g, near)
         if ledger.value_tables[g]:
             broken = ledger.breaks(g, near)

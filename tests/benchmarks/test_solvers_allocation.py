@@ -7,7 +7,11 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.solvers.allocation import COUPLED, rows, verdicts
+from benchmarks.solvers.allocation_baselines import BASELINES
+from benchmarks.solvers.instances import problem
+from benchmarks.solvers.networks import Network, mobilenet_v2, resnet18, vit_b
 from benchmarks.solvers.row import Row
+from solvers.allocation import Allocation
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +37,17 @@ def test_verdicts_follow_the_rows(measured: list[Row]) -> None:
     assert found["T5"].holds
     missed = [replace(row, gap=6e-3) if row.method == COUPLED else row for row in measured]
     assert not {verdict.target: verdict for verdict in verdicts(missed)}["T5"].holds
+
+
+@pytest.mark.parametrize(("network", "step"), [(vit_b(), 64), (resnet18(), 16), (mobilenet_v2(), 16)])
+def test_no_rule_is_better_than_the_laziest_allocation(network: Network, step: int) -> None:
+    """T6 does not rest on the search: the starts alone are level with every rule."""
+    lazy = Allocation(gap_tolerance=1e9, max_nodes=0)
+    for budgets in ({"macs": 0.5}, {"macs": 0.5, "params": 0.6}):
+        given = problem(network, budgets, step=step, by_degree=True)
+        found = lazy.solve(given).certificate
+        assert found is not None
+        for rule in BASELINES:
+            choice = rule.choose(given)
+            assert choice is not None
+            assert found.objective >= given.value(choice) - 1e-12
