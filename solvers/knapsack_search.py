@@ -17,8 +17,8 @@ from solvers.knapsack_tree import Box, Tree, search_box
 from solvers.problem import FloatArray, IntArray
 from solvers.result import OPTIMAL_GAP, Limit, Termination, TerminationReason, relative_gap
 
-#: Longest lists of partial choices at the root, one search after the other, with one budget and with several.
-_BEAMS = ((300, 3_000, 30_000, 200_000), (300, 3_000))
+#: Longest lists of partial choices at the root, one search after the other; then boxes of it are searched.
+_BEAMS = (300, 3_000)
 
 #: Longest list in a box of branch and bound.
 _NODE_BEAM = 20_000
@@ -175,7 +175,7 @@ class KnapsackSearch:
             return
         self.first_choices(relaxed)
         tried = self.near_prices(relaxed)
-        for beam in _BEAMS[len(self.classes.room) > 1]:
+        for beam in _BEAMS:
             while not self.done() and self.left() and self.search(relaxed, tried, beam):
                 pass
         if not self.done() and self.left() and self.best is not None:

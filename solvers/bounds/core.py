@@ -20,6 +20,9 @@ import numpy as np
 from solvers.bounds.multiple_choice import MultipleChoice
 from solvers.problem import BoolArray, FloatArray, IntArray
 
+#: Integers below this are exact in float64.
+_EXACT_FLOAT = 2**53
+
 #: Most entries of one list before it is cut to the beam.
 _MOST_ENTRIES = 2_000_000
 
@@ -151,6 +154,15 @@ class _Suffix:
             bound[open_ones] = np.minimum(bound[open_ones], tighter)
         return bound
 
+    def completed(self, first: int, room: IntArray) -> FloatArray:
+        """With one budget: value of the classes from ``first`` on when their steps are taken while they fit.
+
+        That is a choice, so that a partial choice with ``room`` left, shape ``(n,)``, can become one of this value.
+        """
+        x, y = self.axes[0][1][first]
+        value: FloatArray = y[np.searchsorted(x, (room - self.least[0, first]).astype(np.float64), side="right") - 1]
+        return value
+
     def _on_axes(self, first: int, room: IntArray, left: FloatArray) -> FloatArray:
         bound = np.full(room.shape[1], np.inf if len(room) else self.heights[0, first])
         for k, (other, curves) in enumerate(self.axes):
@@ -176,7 +188,7 @@ def _relaxations(classes: MultipleChoice, k: int, others: FloatArray) -> list[tu
     curves = [(np.zeros(1), np.full(1, base))]
     for j in range(len(classes) - 1, -1, -1):
         part = slice(classes.starts[j], classes.starts[j + 1])
-        heights, steps = _hull(classes.costs[k, part].astype(np.float64), scores[part])
+        _, heights, steps = _hull(classes.costs[k, part].astype(np.float64), scores[part])
         base += heights[0]
         gains, widths = np.r_[gains, np.diff(heights)], np.r_[widths, steps]
         order = np.argsort(-gains / widths, kind="stable")
@@ -186,23 +198,48 @@ def _relaxations(classes: MultipleChoice, k: int, others: FloatArray) -> list[tu
     return curves
 
 
-def _hull(costs: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Heights of the rising upper hull of a class, from its cheapest option on, and the cost of each step."""
+def _completion(classes: MultipleChoice, first: int, room: int) -> IntArray:
+    """The options behind `_Suffix.completed`: of the classes from ``first`` on, shape ``(G - first,)``."""
+    options = np.zeros(len(classes), dtype=np.int64)
+    slopes: list[FloatArray] = []
+    targets: list[IntArray] = []
+    for j in range(len(classes) - 1, first - 1, -1):
+        part = slice(classes.starts[j], classes.starts[j + 1])
+        hull, heights, steps = _hull(classes.costs[0, part].astype(np.float64), classes.values[part])
+        options[j] = classes.starts[j] + hull[0]
+        room -= int(classes.costs[0, options[j]])
+        slopes.append(-np.diff(heights) / steps)
+        targets.append(classes.starts[j] + hull[1:])
+    if not slopes:
+        return options[first:]
+    flat = np.concatenate(targets)
+    for option in flat[np.argsort(np.concatenate(slopes), kind="stable")].tolist():
+        j = int(classes.owner[option])
+        room -= int(classes.costs[0, option] - classes.costs[0, options[j]])
+        if room < 0:
+            break
+        options[j] = option
+    return options[first:]
+
+
+def _hull(costs: FloatArray, values: FloatArray) -> tuple[IntArray, FloatArray, FloatArray]:
+    """Options on the rising upper hull of a class, from its cheapest on, their values, and the cost of each step."""
     order = np.lexsort((-values, costs))
+    hull: list[int] = []
     xs: list[float] = []
     ys: list[float] = []
-    for x, y in zip(costs[order].tolist(), values[order].tolist(), strict=True):
-        if ys and y <= ys[-1]:
+    for option, x, y in zip(order.tolist(), costs[order].tolist(), values[order].tolist(), strict=True):
+        # Of options that cost the same the most valuable comes first.
+        if ys and (y <= ys[-1] or x == xs[-1]):
             continue
         while len(xs) > 1 and (y - ys[-1]) * (xs[-1] - xs[-2]) >= (ys[-1] - ys[-2]) * (x - xs[-1]):
+            hull.pop()
             xs.pop()
             ys.pop()
-        if len(xs) == 1 and x == xs[0]:
-            xs.pop()
-            ys.pop()
+        hull.append(option)
         xs.append(x)
         ys.append(y)
-    return np.array(ys), np.diff(np.array(xs))
+    return np.array(hull, dtype=np.int64), np.array(ys), np.diff(np.array(xs))
 
 
 def search(
@@ -238,6 +275,8 @@ def search(
         return Found(None, -np.inf, True, 0)
     room, worth = classes.room[:, None].copy(), np.array([core.worth])
     trail: list[tuple[IntArray, IntArray]] = []
+    whole_numbers = len(room) == 1 and int(room[0, 0]) < _EXACT_FLOAT
+    ended: _Ended | None = None
     cut, work, complete = -np.inf, 0, True
     for j in range(len(classes)):
         if stop():
@@ -251,8 +290,8 @@ def search(
             kept, lost = _best(suffix.bound(j, room, worth, floor), wide)
             room, worth, cut, complete = room[:, kept], worth[kept], max(cut, lost), False
             trail[-1] = trail[-1][0][kept], trail[-1][1][kept]
-        shape = (len(values), len(worth))
-        work += len(values) * len(worth)
+        count = len(worth)
+        work += len(values) * count
         room = (room[:, None, :] - costs[:, :, None]).reshape(len(room), -1)
         worth = (values[:, None] + worth).ravel()
         fits = np.flatnonzero((room >= suffix.least[:, j + 1, None]).all(axis=0))
@@ -261,20 +300,32 @@ def search(
         alive = np.flatnonzero(bound > floor)
         if len(room) == 1 and alive.size:
             alive = alive[_undominated(room[0, alive], worth[alive])]
+        if whole_numbers and alive.size:
+            reached = worth[alive] + suffix.completed(j + 1, room[0, alive])
+            best = int(np.argmax(reached))
+            if reached[best] > floor:
+                floor = float(reached[best])
+                option, parent = divmod(int(fits[alive[best]]), count)
+                ended = _Ended(j, option, parent, int(room[0, alive[best]]))
+                alive = alive[bound[alive] > floor]
         if alive.size > beam:
             if whole:
                 return Found(None, np.inf, False, work)
             kept, lost = _best(bound[alive], beam)
             alive, cut, complete = alive[kept], max(cut, lost), False
         if not alive.size:
-            return Found(None, cut, complete, work)
+            break
         room, worth = room[:, alive], worth[alive]
-        option, parent = np.divmod(fits[alive], shape[1])
-        trail.append((parent, option))
-    best = int(np.argmax(worth))
-    if worth[best] <= floor:
+        options, parents = np.divmod(fits[alive], count)
+        trail.append((parents, options))
+    else:
+        best = int(np.argmax(worth))
+        if worth[best] > floor:
+            last = _Ended(len(classes), 0, best, 0)
+            return Found(_unwind(core, trail, last), max(cut, float(worth[best])), complete, work)
+    if ended is None:
         return Found(None, cut, complete, work)
-    return Found(_unwind(core, trail, best), max(cut, float(worth[best])), complete, work)
+    return Found(_unwind(core, trail, ended), max(cut, floor), complete, work)
 
 
 def _best(bound: FloatArray, count: int) -> tuple[IntArray, float]:
@@ -292,11 +343,25 @@ def _undominated(room: IntArray, worth: FloatArray) -> IntArray:
     return kept
 
 
-def _unwind(core: Core, trail: list[tuple[IntArray, IntArray]], last: int) -> IntArray:
-    picked = [core.fixed]
-    for j in range(len(core.classes) - 1, -1, -1):
-        parent, option = trail[j]
-        picked.append(core.members[[core.classes.starts[j] + int(option[last])]])
-        last = int(parent[last])
-    options: IntArray = np.sort(np.concatenate(picked))
-    return options
+@dataclass(frozen=True)
+class _Ended:
+    """A partial choice of classes ``0 .. last`` whose rest is the completion within ``room``."""
+
+    last: int
+    option: int
+    parent: int
+    room: int
+
+
+def _unwind(core: Core, trail: list[tuple[IntArray, IntArray]], ended: _Ended) -> IntArray:
+    """The whole choice behind a partial one, as options of the whole problem."""
+    starts, last = core.classes.starts, ended.parent
+    own = np.zeros(len(core.classes), dtype=np.int64)
+    if ended.last < len(own):
+        own[ended.last] = starts[ended.last] + ended.option
+        own[ended.last + 1 :] = _completion(core.classes, ended.last + 1, ended.room)
+    for j in range(min(ended.last, len(own)) - 1, -1, -1):
+        parents, options = trail[j]
+        own[j] = starts[j] + int(options[last])
+        last = int(parents[last])
+    return np.sort(np.concatenate([core.fixed, core.members[own]]))
