@@ -140,6 +140,7 @@ class Run:
         except KeyboardInterrupt:
             search.limit = Limit.INTERRUPTED
             search.settle()
+        search.enter_phase(None)
         bound, leaves = search.proof()
         best = search.incumbents.best
         if best is None:
@@ -205,7 +206,8 @@ class Run:
             termination = Termination(termination.reason, termination.limit, " ".join([termination.text, *self.notes]))
         choice = None if certificate is None else certificate.choice
         selection = None if choice is None else self.problem.selection(choice)
-        return Result(choice, selection, certificate, termination, self.settings.seed, self.search.seconds())
+        seconds, phases = self.search.seconds(), tuple(self.search.phases)
+        return Result(choice, selection, certificate, termination, self.settings.seed, seconds, phases)
 
 
 def _read(problem: SelectionProblem, start: Start | None) -> tuple[IntArray | None, FloatArray | None]:

@@ -119,6 +119,7 @@ def to_result(problem: SelectionProblem, answer: Answer, source: str, seed: int,
         leaves=(),
         choice=answer.choice,
         check=check_word,
+        kind=f"word of {source}",
         source=source,
     )
     word = f"The bound is the word of {source}; verify() checks the choice alone."

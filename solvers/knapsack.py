@@ -121,4 +121,5 @@ def _certificate(problem: SelectionProblem, search: KnapsackSearch) -> Certifica
         leaves=tuple(Leaf(box.low - first, box.high - first, box.prices) for box in search.proof.boxes),
         choice=choice,
         check=CoreCheck(search.proof),
+        kind="Lagrangian relaxation of the budgets, dynamic programming over the core",
     )

@@ -110,7 +110,6 @@ class Pairwise:
             selection, loss, bound, gap, problem.used(selection), ending, self.seed, monotonic() - begin
         )
 
-
     def _searched(
         self, problem: PairwiseProblem, start: BoolArray | None, until: float
     ) -> tuple[Selection, float, Limit | None]:

@@ -54,9 +54,7 @@ def swap_bounds(tableau: Tableau) -> FloatArray:
     return total
 
 
-def best_swaps(
-    tableau: Tableau, least: float, stop: Callable[[], bool], depth: int = 0
-) -> tuple[IntArray, IntArray]:
+def best_swaps(tableau: Tableau, least: float, stop: Callable[[], bool], depth: int = 0) -> tuple[IntArray, IntArray]:
     """Kept places to leave and as many other places to enter; both empty if nothing gains more than ``least``.
 
     An answer found in time is empty only if no single swap gains more. With ``depth``, chains of so many swaps that

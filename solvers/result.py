@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib import metadata
 from typing import TypeAlias
 
 from solvers.problem import BoolArray, FloatArray, IntArray, SelectionProblem
@@ -45,6 +47,27 @@ class Termination:
     reason: TerminationReason
     limit: Limit | None
     text: str
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a solve: its name, wall seconds, and the bound evaluations and nodes spent in it."""
+
+    name: str
+    seconds: float
+    evaluations: int = 0
+    nodes: int = 0
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes selections and bounds."""
+    found = {"python": platform.python_version()}
+    for name in ("structprune", "numpy", "scipy", "ortools", "cvxpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            continue
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +144,8 @@ class Certificate:
         The proof's method: raises ValueError when the certificate is false for the problem.
     fixings
         Levels left out before the leaves were made, one step after the other.
+    kind
+        What the bound comes from, in words.
     """
 
     objective: float
@@ -133,6 +158,12 @@ class Certificate:
     choice: IntArray
     check: Callable[[SelectionProblem, Certificate], None] = field(repr=False)
     fixings: tuple[Fixing, ...] = ()
+    kind: str = "Lagrangian relaxation of the budgets"
+
+    @property
+    def slack(self) -> dict[str, int]:
+        """Exact amount per resource that is allowed and not used."""
+        return {resource: self.allowed[resource] - amount for resource, amount in self.used.items()}
 
     def verify(self, problem: SelectionProblem) -> None:
         """Recompute objective, used amounts and every leaf's bound. Raises ValueError when something is false."""
@@ -157,6 +188,10 @@ class Result:
         Equal seeds give equal results.
     seconds
         Wall time.
+    phases
+        Where the time went; empty for solvers that do not tell.
+    versions
+        Of the packages that computed it.
     """
 
     choice: IntArray | None
@@ -165,3 +200,5 @@ class Result:
     termination: Termination
     seed: int
     seconds: float
+    phases: tuple[Phase, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=versions)

@@ -24,7 +24,7 @@ from solvers.incumbents import Incumbents
 from solvers.ledger import Ledger
 from solvers.problem import FloatArray, IntArray, SelectionProblem
 from solvers.reduction import with_levels
-from solvers.result import OPTIMAL_GAP, ROUNDING, Fixing, Leaf, Limit, relative_gap
+from solvers.result import OPTIMAL_GAP, ROUNDING, Fixing, Leaf, Limit, Phase, relative_gap
 
 #: Most evaluations of the bound with one capacity, at the root and in a node, and for every further capacity.
 _ROOT_EVALUATIONS = (40, 40)
@@ -136,6 +136,8 @@ class Search:
         self.nodes = 0
         self.count = 0
         self.evaluations = 0
+        self.phases: list[Phase] = []
+        self._phase: Phase | None = None
 
     def _enter(self, work: SelectionProblem, lagrangian: Lagrangian) -> None:
         """Search a reduced problem from now on."""
@@ -143,6 +145,15 @@ class Search:
         self.boxes = Boxes(work)
         self.dual = Dual(lagrangian, self.expired)
         self.ledger = Ledger(work, work.minimum_choice)
+
+    def enter_phase(self, name: str | None) -> None:
+        """End the phase that goes on, if any, and begin another, if any."""
+        now = Phase(name or "", self.seconds(), self.evaluations + self.dual.evaluations, self.nodes)
+        before = self._phase
+        if before is not None:
+            spent = now.seconds - before.seconds, now.evaluations - before.evaluations, now.nodes - before.nodes
+            self.phases.append(Phase(before.name, *spent))
+        self._phase = None if name is None else now
 
     # --- limits and reports --------------------------------------------------------------------------------------
 
@@ -307,6 +318,7 @@ class Search:
 
     def run(self, start: FloatArray | None = None, choices: Sequence[IntArray] = ()) -> None:
         """Search until a limit, from prices ``start`` and with the lines of ``choices``, if there are any."""
+        self.enter_phase("root bound")
         box = self.boxes.tighten(*self.whole())
         low, high = self.whole()
         if box is None:
@@ -318,11 +330,14 @@ class Search:
         self.root_prices, self.root_lines = minimum.prices, tuple(cut.choice for cut in minimum.cuts)
         self.bound = minimum.bound
         self.open = Node(low, high, (low, high), None, box, minimum)
+        self.enter_phase("first choices")
         self.root_choices(minimum)
         self.report(force=True)
         if self.expired() or minimum.bound <= self.target():
             return
+        self.enter_phase("fixing levels")
         minimum = self.fix(minimum)
+        self.enter_phase("branching")
         low, high = self.whole()
         root = Node(low, high, (low, high), None, self.boxes.tighten(low, high), minimum)
         self.bound = min(self.bound, max(minimum.bound, self.removed))

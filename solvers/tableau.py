@@ -29,6 +29,7 @@ from solvers.quadratic import BoolArray, FloatArray, IntArray, ReducedMap
 
 __all__ = ["Sheet", "Tableau"]
 
+
 @dataclass(eq=False)
 class Sheet:
     """A and Q of one map, structures in the tableau's order; ``each`` inputs per structure."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from solvers.allocation import Allocation
+from solvers.choose import Automatic
 from solvers.infeasibility import floors
 from solvers.problem import SelectionProblem, Term
 from solvers.result import Result
@@ -103,7 +103,7 @@ def solve(
         What a structure is worth; by default layer reconstruction with data (for blocks, kernels and N:M, whose maps
         it does not refit, Fisher loss), group magnitude without.
     solver
-        Chooses how much each axis keeps; by default :class:`solvers.allocation.Allocation`.
+        Chooses how much each axis keeps; by default :class:`solvers.choose.Automatic`, which says which and why.
     finetune
         Train the result on ``data`` for a few epochs.
     validation
@@ -150,7 +150,7 @@ def _line(
         full = [axis.size for axis in structures.axes]
         limits = budget.limits({name: account.amount(of, structures, full) for name, of in terms.items()})
     criterion = criterion or _default_criterion(structures, task, seed)
-    solver = solver or Allocation(seed=seed)
+    solver = solver or Automatic(seed=seed)
 
     def problem_of(scores: Scores) -> SelectionProblem:
         return selection_problem(structures, scores, terms, limits)
@@ -225,7 +225,7 @@ def _check_parts(task: Task, method: object, criterion: object, solver: object, 
         fits = hasattr(part, "solve") if what == "solver" else hasattr(part, "run") or what != "finetune"
         if part is not None and (isinstance(part, type) or not fits or (what == "criterion" and not callable(part))):
             name = part.__name__ + " itself" if isinstance(part, type) else repr(part)
-            examples = {"criterion": "Magnitude()", "solver": "Allocation()", "finetune": "FineTune(epochs=2)"}
+            examples = {"criterion": "Magnitude()", "solver": "Automatic()", "finetune": "FineTune(epochs=2)"}
             raise TypeError(f"Expected a {what} object. Got {name}. Pass {examples.get(what, 'an instance')}.")
     if task.data is None and (method is not None or finetune is not None):
         who = "method=" if method is not None else "finetune="
@@ -277,7 +277,7 @@ def _checked(result: Result, problem: SelectionProblem) -> tuple[Result, np.ndar
         allowed = {capacity.resource: capacity.limit for capacity in problem.capacities}
         raise ValueError(
             f"Expected a solver whose choice is its selection and within {allowed}. Got one that uses "
-            f"{dict(found.used)}. Mend the solver, or use Allocation()."
+            f"{dict(found.used)}. Mend the solver, or use Automatic()."
         )
     return result, result.selection
 

@@ -55,9 +55,7 @@ class BoxBound:
     diagonal: FloatArray
 
 
-def linearised_bound(
-    problem: PairwiseProblem, point: FloatArray, prices: FloatArray, diagonal: FloatArray
-) -> float:
+def linearised_bound(problem: PairwiseProblem, point: FloatArray, prices: FloatArray, diagonal: FloatArray) -> float:
     """The bound of the module's text, less what rounding may have added.
 
     Raises

@@ -275,3 +275,18 @@ def test_huge_amounts_are_compared_exactly() -> None:
     for limit, level in ((10**24, 2), (10**24 - 1, 1)):
         problem = SelectionProblem((group,), (Capacity("macs", limit, (Product((0, 0, 0, 0), 1),)),), 10**6)
         assert Allocation(gap_tolerance=0.0).solve(problem).choice == [level]
+
+
+def test_results_say_where_the_time_went_and_what_the_bound_is() -> None:
+    """Phases in order within the wall time, with their nodes; slack per budget; the bound's kind; versions."""
+    problem = resnet56(macs=0.5, params=0.5)
+    result = Allocation(gap_tolerance=1e-6, max_nodes=4).solve(problem)
+    certificate = result.certificate
+    assert certificate is not None
+    assert [phase.name for phase in result.phases] == ["root bound", "first choices", "fixing levels", "branching"]
+    assert 0 < sum(phase.seconds for phase in result.phases) <= result.seconds
+    assert result.phases[0].evaluations > 0
+    assert sum(phase.nodes for phase in result.phases) == result.phases[-1].nodes <= 4
+    assert certificate.slack == {name: certificate.allowed[name] - used for name, used in certificate.used.items()}
+    assert certificate.kind.startswith("Lagrangian")
+    assert {"python", "numpy", "ortools"} <= set(result.versions)
