@@ -46,7 +46,7 @@ def lowest_point(values: FloatArray, slacks: FloatArray, ceiling: float) -> Lowe
         when all lines fall along some direction.
     """
     count, size = slacks.shape
-    spread = max(float(np.abs(values - values.mean()).max()), 1e-300)
+    spread = float(np.abs(values - values.mean()).max()) or 1.0
     # Lines, then rows' surplus, then a line that rises with slope 1 in every price and is low at 0: it is never largest
     # below the ceiling, and gives a basis to start from.
     matrix = np.zeros((size + 1, count + size + 1))
