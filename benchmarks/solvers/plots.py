@@ -18,7 +18,7 @@ __all__ = ["gap_against_time"]
 
 FLOOR = 1e-9  # smaller gaps are drawn here: proven best up to rounding
 COLUMNS, WIDTH, HEIGHT = 3, 4.3, 3.1  # panels, inches
-MOST = 24  # panels in one picture
+MOST = 18  # panels in one picture
 COLOURS = (
     *("#0b5fa5", "#c2571a", "#2f8f4e", "#8a4fbf", "#b8860b", "#c23b5a", "#1f9a9a", "#7a6a58"),
     *("#5d7fe0", "#8f8f22", "#d07fb5", "#444f5c"),
@@ -33,7 +33,7 @@ def gap_against_time(path: Path, title: str, rows: Sequence[Row]) -> bool:
     """
     known = references(rows)
     suites = suites_of([row for row in rows if row.instance in known])
-    suites = {suite: group for suite, group in suites.items() if len(group) > 1}
+    suites = {suite: group for suite, group in suites.items() if len(group) > 1 and _differ(group, known)}
     if not suites:
         return False
     methods = list(dict.fromkeys(row.method for group in suites.values() for row in group))
@@ -63,6 +63,11 @@ def gap_against_time(path: Path, title: str, rows: Sequence[Row]) -> bool:
     )
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
     return True
+
+
+def _differ(rows: Sequence[Row], known: dict[str, Reference]) -> bool:
+    """Whether there is something to see: a proven bound, or methods that reached different objectives."""
+    return any(known[row.instance].proven or excess(row, known[row.instance]) for row in rows)
 
 
 def _panel(
