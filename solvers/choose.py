@@ -3,8 +3,9 @@
 1. The best level of every group is within every budget: there is nothing to decide.
 2. Logical side constraints that no table can say: CP-SAT.
 3. No term, value or link couples groups: a multiple-choice knapsack.
-4. Groups are coupled, and variable elimination at given prices stays exact: allocation by branch and bound.
-5. Elimination would need larger tables than allowed: allocation with its weaker bound first, then HiGHS if the program
+4. A few groups couple all others: their levels are fixed in every way, and the rest is a knapsack.
+5. Groups are coupled, and variable elimination at given prices stays exact: allocation by branch and bound.
+6. Elimination would need larger tables than allowed: allocation with its weaker bound first, then HiGHS if the program
    is small; above that allocation alone.
 
 Allocation and knapsack prove their bounds; HiGHS and CP-SAT are asked where those cannot.
@@ -22,6 +23,7 @@ from ortools.sat.python import cp_model
 
 from solvers.allocation import Allocation
 from solvers.bounds import MAX_CELLS, Lagrangian
+from solvers.conditioning import Conditioning, cutset
 from solvers.cp_sat import CpSat, CpVariables
 from solvers.external import Answer, WordCertificate, to_result
 from solvers.highs import Highs, program_size
@@ -211,6 +213,14 @@ def choose(
     if obstacle is None:
         return Choice(
             Knapsack(gap_tolerance, time_limit, seed=seed), "multiple-choice knapsack, because no term couples groups"
+        )
+    hubs = cutset(problem)
+    if hubs is not None:
+        names = ", ".join(repr(problem.groups[g].name) for g in hubs)
+        return Choice(
+            Conditioning(gap_tolerance, time_limit, seed),
+            f"allocation, and if that does not close the gap a knapsack for each level of {names}, which alone couple "
+            "the other groups",
         )
     allocation = Allocation(gap_tolerance, time_limit, seed=seed, max_cells=max_cells)
     if elimination_is_exact(problem, max_cells):

@@ -18,6 +18,7 @@ from benchmarks.solvers.measure import Measured, interleaved
 from benchmarks.solvers.networks import Network, llama_7b, mobilenet_v2, resnet18, resnet50, resnet152, unet, vit_b
 from benchmarks.solvers.row import Row, Verdict
 from solvers.allocation import Allocation
+from solvers.choose import Automatic
 from solvers.pareto import ParetoFront
 from solvers.problem import SelectionProblem
 from solvers.result import Result
@@ -41,23 +42,28 @@ class Case:
 
     instance: str
     method: str
-    settings: Allocation
+    settings: Allocation | Automatic
     make: Callable[[], SelectionProblem]
     memory: bool = False
 
 
 def network_cases(seeds: int) -> Iterator[Case]:
-    """Macs alone: ResNet-50, MobileNetV2 and ResNet-18 to the end, larger networks to the usual gap."""
+    """Macs alone: ResNet-50, MobileNetV2 and ResNet-18 to the end, larger networks to the usual gap.
+
+    The larger ones take the solver that `solvers.choose` names: a transformer's one width couples all others.
+    """
     close, proven = Allocation(USUAL, time_limit=60.0), Allocation(OPTIMAL, time_limit=60.0, max_nodes=10**6)
     for seed in range(seeds):
         for network in (resnet50(), mobilenet_v2(), resnet18()):
             for method, settings in ((CLOSE, close), (PROVEN, proven)):
                 yield _case(network, 8, seed, method, settings)
         for network, step in ((vit_b(), 64), (llama_7b(), 128), (unet(), 8), (resnet152(), 16)):
-            yield _case(network, step, seed, CLOSE, close, by_degree=True)
+            yield _case(network, step, seed, CLOSE, Automatic(USUAL, time_limit=60.0), by_degree=True)
 
 
-def _case(network: Network, step: int, seed: int, method: str, settings: Allocation, by_degree: bool = False) -> Case:
+def _case(
+    network: Network, step: int, seed: int, method: str, settings: Allocation | Automatic, by_degree: bool = False
+) -> Case:
     budgets = {"macs": 0.5}
     name = name_of(network, budgets, step, 1.0, seed)
     make = partial(problem, network, budgets, step=step, seed=seed, by_degree=by_degree)
