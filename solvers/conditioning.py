@@ -18,7 +18,6 @@ import numpy as np
 
 from solvers.allocation import Allocation
 from solvers.bounds import Lagrangian, least_reachable
-from solvers.external import check_word
 from solvers.knapsack import Knapsack
 from solvers.problem import Capacity, IntArray, Product, SelectionProblem, Table, Term
 from solvers.result import (
@@ -31,6 +30,7 @@ from solvers.result import (
     TerminationReason,
     relative_gap,
 )
+from solvers.verify import check_choice
 
 __all__ = ["Conditioning", "conditioned", "cutset"]
 
@@ -124,7 +124,7 @@ class Proof:
         ValueError
             Something is false, or a combination is missing.
         """
-        check_word(problem, certificate)
+        check_choice(problem, certificate)
         wanted = set(_combinations(problem, self.groups))
         if {case.levels for case in self.cases} != wanted:
             raise ValueError(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from solvers.problem import IntArray, SelectionProblem
 from solvers.result import (
     OPTIMAL_GAP,
-    ROUNDING,
     Certificate,
     Limit,
     Result,
@@ -21,8 +20,9 @@ from solvers.result import (
     TerminationReason,
     relative_gap,
 )
+from solvers.verify import check_choice
 
-__all__ = ["Answer", "WordCertificate", "check_word", "interrupts_kept", "interrupts_noted", "quiet", "to_result"]
+__all__ = ["Answer", "WordCertificate", "interrupts_kept", "interrupts_noted", "quiet", "to_result"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,37 +60,6 @@ class Answer:
     limit: Limit | None
 
 
-def check_word(problem: SelectionProblem, certificate: Certificate) -> None:
-    """Recompute what a certificate without leaves says about its choice; its bound is only compared with that.
-
-    Raises
-    ------
-    ValueError
-        The choice is not within budget, or objective, amounts or gap are not its own, or the objective exceeds the
-        bound.
-    """
-    found = problem.evaluate(certificate.choice)
-    allowed = {capacity.resource: capacity.limit for capacity in problem.capacities}
-    if not found.feasible:
-        raise ValueError(f"Expected a choice within {allowed}. Got {found.violations}. The choice is not feasible.")
-    rounding = ROUNDING * max(abs(problem.total_value), abs(found.value))
-    if not abs(found.value - certificate.objective) <= rounding:
-        raise ValueError(f"Expected the objective {found.value!r}. Got {certificate.objective!r}. It is not true.")
-    if dict(certificate.used) != dict(found.used) or dict(certificate.allowed) != allowed:
-        raise ValueError(
-            f"Expected used {dict(found.used)} of {allowed}. Got {dict(certificate.used)} of "
-            f"{dict(certificate.allowed)}. The amounts are not the problem's."
-        )
-    if not certificate.bound >= certificate.objective - rounding:
-        raise ValueError(
-            f"Expected a bound of at least {certificate.objective!r}. Got {certificate.bound!r}. "
-            "The bound is false: the choice itself exceeds it."
-        )
-    gap = relative_gap(certificate.objective, certificate.bound, problem.total_value)
-    if not abs(gap - certificate.gap) <= 1e-9 * max(1.0, gap):
-        raise ValueError(f"Expected the gap {gap!r}. Got {certificate.gap!r}. It is not that of objective and bound.")
-
-
 def to_result(problem: SelectionProblem, answer: Answer, source: str, seed: int, seconds: float) -> Result:
     """A result from an answer whose choice, if any, is within budget."""
     if answer.choice is None:
@@ -118,7 +87,7 @@ def to_result(problem: SelectionProblem, answer: Answer, source: str, seed: int,
         prices={},
         leaves=(),
         choice=answer.choice,
-        check=check_word,
+        check=check_choice,
         kind=f"word of {source}",
         source=source,
     )

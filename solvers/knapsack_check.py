@@ -9,8 +9,8 @@ import numpy as np
 from solvers.bounds.multiple_choice import MultipleChoice
 from solvers.knapsack_tree import Box, kept, restricted, search_box
 from solvers.problem import BoolArray, FloatArray, SelectionProblem
-from solvers.result import ROUNDING, Certificate, relative_gap
-from solvers.verify import check_cover
+from solvers.result import Certificate
+from solvers.verify import check_choice, check_cover
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class CoreCheck:
 
     def __call__(self, problem: SelectionProblem, certificate: Certificate) -> None:
         """Recompute the choice's facts and every leaf's bound. Raises ValueError when something is false."""
-        _check_choice(problem, certificate)
+        check_choice(problem, certificate)
         classes = MultipleChoice.of(problem)
         for prices in (*self.proof.shared, *(leaf.prices for leaf in certificate.leaves)):
             _check_prices(classes, prices)
@@ -112,26 +112,3 @@ def _boxes(problem: SelectionProblem, classes: MultipleChoice, certificate: Cert
         raise ValueError("Expected leaves inside the problem's levels. Got one outside. Use its own certificate.")
     check_cover(lows, highs, problem.minimum_choice, top)
     return [Box(first + leaf.low, first + leaf.high, leaf.prices) for leaf in certificate.leaves]
-
-
-def _check_choice(problem: SelectionProblem, certificate: Certificate) -> None:
-    """Compare what the certificate says of its choice with the problem."""
-    found = problem.evaluate(certificate.choice)
-    if not found.feasible:
-        raise ValueError(f"Expected a choice within every limit. Got used {dict(found.used)}. It is not feasible.")
-    allowance = ROUNDING * max(abs(problem.total_value), abs(found.value))
-    if not abs(found.value - certificate.objective) <= allowance:
-        raise ValueError(f"Expected the objective {found.value!r}. Got {certificate.objective!r}. It is not true.")
-    allowed = {capacity.resource: capacity.limit for capacity in problem.capacities}
-    if dict(certificate.used) != dict(found.used) or dict(certificate.allowed) != allowed:
-        raise ValueError(
-            f"Expected used {dict(found.used)} of {allowed}. Got {dict(certificate.used)} of "
-            f"{dict(certificate.allowed)}. The amounts are not the problem's."
-        )
-    if not certificate.bound >= certificate.objective - allowance:
-        raise ValueError(
-            f"Expected a bound of at least {certificate.objective!r}. Got {certificate.bound!r}. It is not a bound."
-        )
-    gap = relative_gap(certificate.objective, certificate.bound, problem.total_value)
-    if not abs(gap - certificate.gap) <= 1e-9 * max(1.0, gap):
-        raise ValueError(f"Expected the gap {gap!r}. Got {certificate.gap!r}. It is not objective's and bound's.")

@@ -108,7 +108,7 @@ def check_lagrangian(problem: SelectionProblem, certificate: Certificate) -> Non
     ValueError
         Something in the certificate is false for the problem.
     """
-    _check_choice(problem, certificate)
+    check_choice(problem, certificate)
     if not certificate.leaves and not certificate.fixings:
         raise ValueError("Expected at least one proof leaf. Got none. A bound without a proof is no certificate.")
     reduced = without_links(problem)
@@ -173,12 +173,20 @@ def _check_leaves(problem: SelectionProblem, leaves: tuple[Leaf, ...], bound: fl
             )
 
 
-def _check_choice(problem: SelectionProblem, certificate: Certificate) -> None:
+def check_choice(problem: SelectionProblem, certificate: Certificate) -> None:
+    """Recompute what a certificate says about its choice; its bound is only compared with that.
+
+    Raises
+    ------
+    ValueError
+        The choice is not within budget, or objective, amounts or gap are not its own, or the objective exceeds the
+        bound.
+    """
     found = problem.evaluate(certificate.choice)
     allowed = {capacity.resource: capacity.limit for capacity in problem.capacities}
     scale = ROUNDING * max(abs(problem.total_value), abs(found.value))
     if not found.feasible:
-        raise ValueError(f"Expected amounts within {allowed}. Got {dict(found.used)}. The choice is not feasible.")
+        raise ValueError(f"Expected a choice within {allowed}. Got {found.violations}. The choice is not feasible.")
     if not abs(found.value - certificate.objective) <= scale:
         raise ValueError(f"Expected the objective {found.value!r}. Got {certificate.objective!r}. It is not true.")
     if dict(certificate.used) != dict(found.used) or dict(certificate.allowed) != allowed:

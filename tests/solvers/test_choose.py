@@ -10,11 +10,12 @@ import pytest
 from solvers.allocation import Allocation
 from solvers.choose import Automatic, BestLevels, InTurn, Solver, choose, coupling, elimination_is_exact, is_slack
 from solvers.cp_sat import CpSat
-from solvers.external import WordCertificate, check_word
+from solvers.external import WordCertificate
 from solvers.highs import Highs
 from solvers.knapsack import Knapsack
 from solvers.problem import Capacity, Group, Link, LocalLimit, Product, SelectionProblem, Table, ValueTable
 from solvers.result import OPTIMAL_GAP, Result, TerminationReason
+from solvers.verify import check_choice
 from tests.references import best_choice
 from tests.solvers.instances import block_layers, clique, coupled_problem, permuted, resnet56
 
@@ -124,7 +125,7 @@ def test_a_better_choice_keeps_the_first_proof() -> None:
     problem = resnet56()
     best = Allocation().solve(problem)
     assert best.certificate is not None
-    loose = replace(best.certificate, bound=problem.total_value, gap=1.0, check=check_word)
+    loose = replace(best.certificate, bound=problem.total_value, gap=1.0, check=check_choice)
 
     @dataclass(frozen=True)
     class Better:
