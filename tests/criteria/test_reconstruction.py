@@ -528,7 +528,8 @@ class Joined(nn.Module):
 def joined(relu: bool, late: bool = False) -> tuple[Joined, Tensor]:
     """The network in float64 and inputs for it."""
     torch.manual_seed(0)
-    model = unsettle(Joined(relu, late)).double().eval()
+    model = Joined(relu, late)
+    unsettle(model).double().eval()
     return model, torch.randn(400, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
 
 
@@ -564,7 +565,7 @@ def test_responses_are_read_from_the_graph() -> None:
     assert found["map.weight"].low == 0
     assert not found["map.weight"].high < float("inf")
     assert not found["up.weight"].clips
-    late = responses(*[one if isinstance(one, nn.Module) else one[:2] for one in joined(relu=False, late=True)])
+    late = responses(joined(relu=False, late=True)[0], inputs[:2])
     assert late["map.weight"].other is None
     assert late["shortcut.weight"].other is not None
     convolutions = responses(TwoConvolutions().eval(), torch.randn(2, 3, 6, 6))
