@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 accuracy = 100 * (found.accuracy or 0.0)
                 lines.append(f"| {variant.label} | {accuracy:.2f} % | {found.loss:.4f} |")
                 print(f"{name} {cap:g} {variant.label}: {accuracy:.2f} %, {found.loss:.4f}", flush=True)
-    write_atomically(options.out / "table.md", ("\n".join(lines) + "\n").encode())
+                write_atomically(options.out / "table.md", ("\n".join(lines) + "\n").encode())
     print(f"Written to {options.out}")
     return 0
 
