@@ -127,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MissingDataError as error:
         print(error, file=sys.stderr)
         return 2
+    options.out.mkdir(parents=True, exist_ok=True)
     installed = ", ".join(f"{name} {version}" for name, version in versions(("torch", "numpy")).items())
     lines = [
         "# Variants of layer reconstruction on held-out training images",
