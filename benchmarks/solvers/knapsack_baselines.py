@@ -13,10 +13,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +21,7 @@ from scipy.sparse import csr_array
 
 from solvers.blocks import BlockLayers
 from solvers.bounds.multiple_choice import MultipleChoice
+from solvers.external import quiet
 from solvers.problem import FloatArray, IntArray, SelectionProblem
 
 __all__ = ["Answer", "bucket_bound", "buckets", "golden_section", "highs", "hull_greedy", "raw_threshold"]
@@ -161,7 +158,7 @@ def highs(problem: SelectionProblem, time_limit: float) -> Answer:
     each = csr_array((np.ones(count), (classes.owner, np.arange(count))), shape=(len(classes), count))
     unit = max(abs(problem.total_value), 1e-300) / 1e4
     rows = classes.costs / classes.units[:, None]
-    with _quiet():
+    with quiet():
         found = milp(
             -classes.values / unit,
             integrality=np.ones(count),
@@ -174,21 +171,6 @@ def highs(problem: SelectionProblem, time_limit: float) -> Answer:
         return Answer(None, bound)
     options = [int(np.argmax(found.x[a:b])) for a, b in zip(classes.starts[:-1], classes.starts[1:], strict=True)]
     return Answer(np.array(options, dtype=np.int64), bound)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """HiGHS writes to the process's standard output even when told not to."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nothing)
 
 
 # ---------------------------------------------------------------- blocks

@@ -7,10 +7,6 @@ two widths is linearised exactly, one copy of the second width per level of the 
 from __future__ import annotations
 
 import math
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +15,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from benchmarks.solvers.trace import Trace
+from solvers.external import interrupts_kept, quiet
 from solvers.problem import IntArray, SelectionProblem, Table
 from solvers.result import relative_gap
 
@@ -110,7 +107,8 @@ def cp_sat(problem: SelectionProblem, time_limit: float, start: IntArray | None 
         note()
 
     solver.best_bound_callback = bounded
-    status = solver.solve(model, Found())
+    with interrupts_kept():
+        status = solver.solve(model, Found())
     assert status != cp_model.MODEL_INVALID, model.validate()
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return MipAnswer(start, None, trace)  # on large tables the time goes into presolve
@@ -177,7 +175,7 @@ def highs(problem: SelectionProblem, time_limit: float, gap: float = 0.0) -> Mip
     values[: starts[-1]] = -np.concatenate([group.values for group in problem.groups]) / unit
     binary = np.arange(rows.columns) < starts[-1]
     upper = np.where(binary, 1.0, np.inf)
-    with _quiet():
+    with quiet():
         found = milp(
             values,
             integrality=binary.astype(np.int64),
@@ -237,18 +235,3 @@ def _linearised(problem: SelectionProblem, rows: _Rows, starts: list[int], pair:
         rows.add({copy: 1.0, starts[u] + i: -least}, 0.0, np.inf)
     rows.add(dict.fromkeys(copies, 1.0) | {column: -level for column, level in other.items()}, 0.0, 0.0)
     return {copy: float(level) for copy, level in zip(copies, problem.groups[u].levels, strict=True)}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """HiGHS writes to the process's standard output even when told not to."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nothing)

@@ -12,7 +12,8 @@ from solvers.problem import Capacity, Group, Link, LocalLimit, Product, Selectio
 WIDTH = 12
 
 
-def _values(rng: np.random.Generator, count: int) -> np.ndarray:
+def drawn_values(rng: np.random.Generator, count: int) -> np.ndarray:
+    """A value curve: concave, rising, neither, or with ties."""
     kind = rng.integers(4)
     if kind == 0:  # concave, as sorted scores give
         return np.cumsum(np.sort(rng.exponential(size=count))[::-1])
@@ -39,7 +40,7 @@ def random_problem(seed: int) -> SelectionProblem:
     for g in range(int(rng.integers(1, 6))):
         count = int(rng.integers(1, 6))
         levels = np.sort(rng.choice(np.arange(WIDTH), count, replace=False))
-        groups.append(Group(f"group{g}", levels, _values(rng, count), WIDTH * g + rng.permutation(WIDTH)))
+        groups.append(Group(f"group{g}", levels, drawn_values(rng, count), WIDTH * g + rng.permutation(WIDTH)))
     capacities = []
     for k in range(int(rng.integers(1, 4))):
         terms: list[Term] = []

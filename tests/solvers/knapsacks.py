@@ -5,20 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from solvers.problem import Capacity, Group, Product, SelectionProblem, Table, Term
-
-#: Structures per group of the small problems.
-WIDTH = 12
-
-
-def _values(rng: np.random.Generator, count: int) -> np.ndarray:
-    kind = rng.integers(4)
-    if kind == 0:  # concave, as sorted scores give
-        return np.cumsum(np.sort(rng.exponential(size=count))[::-1])
-    if kind == 1:  # rising, not concave
-        return np.cumsum(rng.exponential(size=count))
-    if kind == 2:  # neither rising nor concave
-        return rng.normal(size=count)
-    return np.round(rng.normal(size=count))  # ties and plateaus
+from tests.solvers.instances import WIDTH, drawn_values
 
 
 def small_separable(seed: int) -> SelectionProblem:
@@ -30,7 +17,7 @@ def small_separable(seed: int) -> SelectionProblem:
     for g in range(int(rng.integers(1, 7))):
         count = int(rng.integers(1, 6))
         levels = np.sort(rng.choice(WIDTH, count, replace=False))
-        groups.append(Group(f"group{g}", levels, _values(rng, count), WIDTH * g + rng.permutation(WIDTH)))
+        groups.append(Group(f"group{g}", levels, drawn_values(rng, count), WIDTH * g + rng.permutation(WIDTH)))
         for each in terms:
             kind = rng.random()
             if kind < 0.5:

@@ -18,11 +18,12 @@ from solvers.bounds.multiple_choice import MultipleChoice, relax
 from solvers.knapsack import Knapsack
 from solvers.knapsack_check import CoreCheck
 from solvers.problem import Capacity, Group, Link, LocalLimit, Product, SelectionProblem, Table, ValueTable
-from solvers.result import OPTIMAL_GAP, Certificate, Limit, Result, TerminationReason, relative_gap
-from solvers.verify import is_feasible, is_maximal
+from solvers.result import Certificate, Limit, Result, TerminationReason, relative_gap
+from solvers.verify import is_feasible
 from tests.references import best_choice
 from tests.solvers.instances import permuted
 from tests.solvers.knapsacks import small_separable
+from tests.solvers.laws import check_laws
 
 EXACT = Knapsack(gap_tolerance=0.0, time_limit=None)
 
@@ -31,21 +32,6 @@ def certified(result: Result) -> Certificate:
     """The certificate of a result that has one."""
     assert result.certificate is not None
     return result.certificate
-
-
-def check_laws(problem: SelectionProblem, result: Result) -> None:
-    """What every answer satisfies: within budget, maximal, recomputed, on the right side of a verified bound."""
-    certificate = certified(result)
-    assert result.choice is not None
-    assert result.selection is not None
-    assert is_feasible(problem, result.choice)
-    assert is_maximal(problem, result.choice)
-    assert certificate.objective == problem.evaluate(result.choice).value
-    assert certificate.bound >= certificate.objective
-    assert certificate.gap == relative_gap(certificate.objective, certificate.bound, problem.total_value)
-    assert (result.termination.reason is TerminationReason.OPTIMAL) == (certificate.gap <= OPTIMAL_GAP)
-    assert np.array_equal(result.selection, problem.selection(result.choice))
-    certificate.verify(problem)
 
 
 def check_optimum(seed: int) -> None:
