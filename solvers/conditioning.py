@@ -19,6 +19,7 @@ import numpy as np
 from solvers.allocation import Allocation
 from solvers.bounds import Lagrangian, least_reachable
 from solvers.knapsack import Knapsack
+from solvers.moves import filled
 from solvers.problem import Capacity, IntArray, Product, SelectionProblem, Table, Term
 from solvers.result import (
     OPTIMAL_GAP,
@@ -269,6 +270,8 @@ class _Cases:
             names = ", ".join(repr(problem.groups[g].name) for g in self.groups)
             kind = f"every level of {names}, each with a Lagrangian bound or a knapsack's"
             proof_of = replace(self.certificate, leaves=(), fixings=(), check=proof, kind=kind)
+        self.best = filled(problem, self.best)
+        self.objective = problem.value(self.best)
         bound = max(bound, self.objective)
         gap = relative_gap(self.objective, bound, problem.total_value)
         used = problem.evaluate(self.best).used

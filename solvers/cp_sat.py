@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from ortools.sat.python import cp_model
 
-from solvers.external import Answer, interrupts_kept, quiet, to_result
+from solvers.external import Answer, interrupts_kept, quiet, to_result, without_room
 from solvers.problem import IntArray, SelectionProblem, Table
 from solvers.result import Limit, Result
 from solvers.terms import Powers
@@ -118,6 +118,8 @@ class CpSat:
         if answer.choice is None and not answer.infeasible and hint is not None and self.also is None:
             if problem.evaluate(hint).feasible:
                 answer = Answer(hint, answer.bound, False, answer.limit)
+        if self.also is None:
+            answer = without_room(problem, answer)
         source = "CP-SAT" if self.also is None else "CP-SAT, with further constraints,"
         return to_result(problem, answer, source, self.seed, time.perf_counter() - started)
 

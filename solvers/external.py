@@ -8,8 +8,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from solvers.moves import filled
 from solvers.problem import IntArray, SelectionProblem
 from solvers.result import (
     OPTIMAL_GAP,
@@ -58,6 +59,11 @@ class Answer:
     bound: float | None
     infeasible: bool
     limit: Limit | None
+
+
+def without_room(problem: SelectionProblem, answer: Answer) -> Answer:
+    """The answer with the room used that a solver left by stopping early, or at a tie."""
+    return answer if answer.choice is None else replace(answer, choice=filled(problem, answer.choice))
 
 
 def to_result(problem: SelectionProblem, answer: Answer, source: str, seed: int, seconds: float) -> Result:

@@ -26,7 +26,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from solvers.external import Answer, interrupts_noted, quiet, to_result
+from solvers.external import Answer, interrupts_noted, quiet, to_result, without_room
 from solvers.problem import FloatArray, IntArray, SelectionProblem
 from solvers.result import Limit, Result
 from solvers.terms import Powers
@@ -104,6 +104,7 @@ class Highs:
                 break
         # With lowered limits "infeasible" proves nothing.
         answer = replace(answer, bound=bound, infeasible=answer.infeasible and exact)
+        answer = without_room(problem, answer)
         return to_result(problem, answer, "HiGHS", self.seed, time.perf_counter() - started)
 
 

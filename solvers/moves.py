@@ -14,6 +14,7 @@ import numpy as np
 
 from solvers.ledger import Amounts, Ledger
 from solvers.problem import FloatArray, IntArray, SelectionProblem
+from solvers.reduction import without_links
 
 #: Groups with more levels than this are searched near their level and at doubling distances.
 _ALL_LEVELS = 256
@@ -332,3 +333,14 @@ class Mover:
         rates = gains / np.maximum(costs, 1e-300)
         at = int(np.argmax(rates))
         heapq.heappush(heap, (-float(rates[at]), g, int(above[at])))
+
+
+def filled(problem: SelectionProblem, choice: IntArray) -> IntArray:
+    """A choice within budget with every level raised that still fits and loses nothing; linked groups rise as one."""
+    reduced = without_links(problem)
+    lowered = None if reduced is None else reduced.lower(choice)
+    if reduced is None or lowered is None:
+        return choice
+    ledger = Ledger(reduced.problem, lowered)
+    Mover(reduced.problem).fill(ledger)
+    return reduced.lift(ledger.choice)

@@ -12,6 +12,7 @@ from solvers.choose import choose
 from solvers.conditioning import Conditioning, Proof, conditioned, cutset
 from solvers.problem import Capacity, Group, Link, Product, SelectionProblem, Table, Term
 from solvers.result import Certificate, TerminationReason
+from solvers.verify import is_maximal
 from tests.references import best_choice
 from tests.solvers.instances import resnet50
 
@@ -56,6 +57,7 @@ def test_the_best_choice_is_found_and_proven(seed: int) -> None:
     assert best is not None
     assert result.certificate is not None
     assert result.choice is not None
+    assert is_maximal(problem, result.choice)
     assert problem.evaluate(result.choice).feasible
     assert result.certificate.objective == pytest.approx(best.value, rel=1e-12)
     assert result.certificate.bound >= best.value * (1 - 1e-12)

@@ -19,6 +19,7 @@ from solvers.external import WordCertificate, interrupts_noted, quiet
 from solvers.highs import Highs
 from solvers.problem import Capacity, Group, Product, SelectionProblem, Table, ValueTable
 from solvers.result import OPTIMAL_GAP, Limit, Result, TerminationReason, relative_gap
+from solvers.verify import is_maximal
 from tests.references import best_choice
 from tests.solvers.instances import coupled_problem, random_problem, resnet56
 
@@ -328,3 +329,13 @@ def test_mistakes_are_named() -> None:
         Highs(max_nodes=-1)
     with pytest.raises(ValueError, match="Expected a choice of shape"):
         CpSat().solve(random_problem(0), [0])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_room_is_left(seed: int) -> None:
+    """Whatever they stop at, no level can rise without loss within the budgets."""
+    problem = random_problem(seed)
+    for solver in (CpSat(), Highs()):
+        result = solver.solve(problem)
+        if result.choice is not None:
+            assert is_maximal(problem, result.choice)
