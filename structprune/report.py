@@ -5,8 +5,6 @@ A report is plain numbers and words. It prints, is saved and read back without t
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import platform
 import textwrap
@@ -19,16 +17,15 @@ from typing import Any
 
 from rich.console import Console
 
-from structprune.errors import FileFormatError
 from structprune.files import write_atomically
+from structprune.records import Format
 from structprune.report_console import print_report
 from structprune.report_html import page
 from structprune.units import accuracy_text, fraction_text, quantity, short_number, used_text
 
 __all__ = ["AxisRow", "CostRow", "CurveRow", "LatencyRow", "QualityRow", "Report", "installed_versions"]
 
-FORMAT = "structprune-report"
-FORMAT_VERSION = 1
+FORMAT = Format("structprune-report", 1, "report")
 COMPILED_AS = {
     "module": "the same module, smaller",
     "graph": "the exported graph, rewritten",
@@ -168,8 +165,8 @@ class Report:
     compiled_as, max_error
         'module', 'graph' or 'masked', and the largest difference between the compiled and the masked network on the
         example inputs, relative to the largest output.
-    limit
-        What is known of how far this network can be pruned, in words.
+    limit_sentence
+        What the kept fraction of the weights means beside the network's pruning limit; empty where none was given.
     notes
         What a reader must know besides.
     pinned
@@ -195,7 +192,7 @@ class Report:
     curves: tuple[CurveRow, ...] = ()
     compiled_as: str = "module"
     max_error: float = 0.0
-    limit: str | None = None
+    limit_sentence: str = ""
     notes: tuple[str, ...] = ()
     pinned: tuple[tuple[str, int, str], ...] = ()
     seed: int = 0
@@ -251,8 +248,8 @@ class Report:
         if self.predicted_loss is not None:
             lost = f"{short_number(self.predicted_loss)} {self.score_unit} lost on the scoring data"
             facts.append(("predicted", lost))
-        if self.limit:
-            facts.append(("limit", self.limit))
+        if self.limit_sentence:
+            facts.append(("limit", self.limit_sentence))
         if self.termination_text:
             facts.append(("stopped", self.termination_text))
         if self.latency is not None:
@@ -316,8 +313,7 @@ class Report:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the report as JSON text; with a path, write it there too, whole or not at all."""
-        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **encoded(dataclasses.asdict(self))}
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = FORMAT.write(self)
         if path is not None:
             write_atomically(path, text.encode())
         return text
@@ -331,29 +327,7 @@ class Report:
         FileFormatError
             If it is truncated, no report, or of another version.
         """
-        is_text = isinstance(source, str) and source.lstrip()[:1] in ("{", "[")
-        where = "the text" if is_text else str(source)
-        text = source if is_text and isinstance(source, str) else Path(source).read_text(encoding="utf-8")
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise FileFormatError(
-                f"Expected a whole report in {where}. Got broken JSON ({error}). Save the report again."
-            ) from error
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise FileFormatError(f"Expected a report of structprune in {where}. Got something else. Name its file.")
-        version = content.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise FileFormatError(
-                f"Expected version {FORMAT_VERSION} of the report format in {where}. Got {version}. "
-                "Read it with the release of structprune that wrote it."
-            )
-        try:
-            return report_from(decoded(content))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(
-                f"Expected the fields of a report in {where}. Got others ({error}). Save the report again."
-            ) from error
+        return FORMAT.read(source, report_from)
 
     def to_html(self, path: str | Path) -> Path:
         """Write one self-contained page, with plots and without any need of a network; returns its path."""
@@ -404,32 +378,12 @@ def quality_text(row: QualityRow) -> str:
 # ---------------------------------------------------------------- JSON
 
 
-def encoded(value: Any) -> Any:
-    """Return the value in JSON's terms; numbers that JSON lacks become ``{"float": "inf"}``."""
-    if isinstance(value, Mapping):
-        return {str(key): encoded(part) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [encoded(part) for part in value]
-    if hasattr(value, "item"):  # a number of numpy
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    return value
-
-
-def decoded(value: Any) -> Any:
-    """Undo :func:`encoded`; lists become tuples."""
-    if isinstance(value, dict):
-        if value.keys() == {"float"} and isinstance(value["float"], str):
-            return float(value["float"])
-        return {key: decoded(part) for key, part in value.items()}
-    return tuple(decoded(part) for part in value) if isinstance(value, list) else value
-
-
 def report_from(content: dict[str, Any]) -> Report:
-    """Build the report from its decoded fields."""
+    """Build the report from its fields; reports from before there were limits have none."""
     rows: dict[str, type] = {"axes": AxisRow, "costs": CostRow, "quality": QualityRow, "curves": CurveRow}
     fields = dict(content)
+    earlier = fields.pop("limit", None)  # what reports called it before they said anything there
+    fields.setdefault("limit_sentence", earlier or "")
     for name, row in rows.items():
         fields[name] = tuple(row(**values) for values in fields[name])
     if fields["latency"] is not None:

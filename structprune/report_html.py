@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
-from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from structprune.page import (
+    AFTER,
+    BEFORE,
+    GOOD,
+    INK,
+    MARK,
+    SOFT,
+    assembled,
+    bars,
+    bullets,
+    legend,
+    new_figure,
+    pairs,
+    panels,
+    paragraph,
+    section,
+    shortened,
+    svg,
+    table,
+    tile,
+)
 from structprune.units import accuracy_text, fraction_text, quantity, short_number, used_text
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from structprune.report import AxisRow, CostRow, CurveRow, Report
 
 __all__ = ["page"]
@@ -24,39 +38,10 @@ __all__ = ["page"]
 WIDTH_BARS = 60  # axes in the plot of widths
 CURVES = 24  # loss curves shown
 RECALL_CLASSES = 200  # rows of the table of recalls
-INCHES = 10.4  # width of a full plot; a point is a pixel of the page
-
-# Colours in a plot are stand-ins, replaced by the page's variables so that one SVG does in light and in dark.
-INK, SOFT, LINE = "#010101", "#020202", "#030303"
-BEFORE, AFTER, MARK, GOOD = "#040404", "#050505", "#060606", "#070707"
-VARIABLES = {
-    INK: "ink", SOFT: "soft", LINE: "line", BEFORE: "before", AFTER: "after", MARK: "mark", GOOD: "good"
-}  # fmt: skip
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "text.parse_math": False,  # names may have dollar signs
-    "svg.hashsalt": "structprune",  # equal reports give equal pages
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": LINE,
-    "axes.titlesize": 10,
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.7,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": SOFT,
-    "ytick.labelcolor": INK,
-}
 
 
 def page(report: Report) -> str:
     """Return the whole page."""
-    template = Template(files("structprune").joinpath("report.html").read_text(encoding="utf-8"))
     sections = [
         costs_section(report),
         quality_section(report),
@@ -68,12 +53,8 @@ def page(report: Report) -> str:
         pinned_section(report),
         origin_section(report),
     ]
-    return template.substitute(
-        title=escape(f"{report.model_name}, pruned"),
-        subtitle=escape(f"{report.kind} by {report.criterion}, scored in {report.score_unit}"),
-        tiles="\n".join(tiles(report)),
-        sections="\n".join(section for section in sections if section),
-    )
+    subtitle = f"{report.kind} by {report.criterion}, scored in {report.score_unit}"
+    return assembled(f"{report.model_name}, pruned", subtitle, tiles(report), sections)
 
 
 # ---------------------------------------------------------------- what the page says
@@ -100,49 +81,6 @@ def tiles(report: Report) -> list[str]:
     if report.gap is not None:
         shown.append(tile(fraction_text(report.gap), "gap, of what is lost", "to the best possible choice"))
     return shown
-
-
-def tile(number: str, what: str, more: str) -> str:
-    """Return one large number with what it is."""
-    return f'<div class="tile"><b>{escape(number)}</b><span>{escape(what)}</span><span>{escape(more)}</span></div>'
-
-
-def section(title: str, *parts: str) -> str:
-    """Return a titled part of the page, nothing if it has no content."""
-    body = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
-
-
-def paragraph(text: str) -> str:
-    """Return a paragraph of explanation."""
-    return f'<p class="soft">{escape(text)}</p>' if text else ""
-
-
-def legend(*entries: tuple[str, str]) -> str:
-    """Return coloured keys, as pairs (variable, text)."""
-    keys = (
-        f'<span class="entry"><span class="key" style="background: var(--{name})"></span>{escape(text)}</span> '
-        for name, text in entries
-    )
-    return f'<p class="soft">{"".join(keys)}</p>'
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table that scrolls where it is too wide; the first column names the row, the others are numbers."""
-    cells = "".join(f"<th{' class=number' if index else ''}>{escape(name)}</th>" for index, name in enumerate(head))
-    body = "\n".join(
-        "<tr>"
-        + "".join(f"<td{' class=number' if index else ''}>{escape(cell)}</td>" for index, cell in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table>\n<tr>{cells}</tr>\n{body}\n</table></div>'
-
-
-def pairs(rows: Iterable[tuple[str, str]]) -> str:
-    """Return a table of named facts."""
-    body = "\n".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(text)}</td></tr>' for name, text in rows)
-    return f'<div class="scroll"><table>\n{body}\n</table></div>' if body else ""
 
 
 def costs_section(report: Report) -> str:
@@ -278,8 +216,7 @@ def certificate_section(report: Report) -> str:
 
 def notes_section(report: Report) -> str:
     """Return the notes."""
-    items = "\n".join(f"<li>{escape(note)}</li>" for note in report.notes)
-    return section("Notes", f"<ul>\n{items}\n</ul>") if items else ""
+    return section("Notes", bullets(report.notes))
 
 
 def pinned_section(report: Report) -> str:
@@ -303,52 +240,6 @@ def origin_section(report: Report) -> str:
 # ---------------------------------------------------------------- plots
 
 
-def svg(figure: Figure, label: str) -> str:
-    """Return a figure as an inline SVG in the page's colours, described for those who cannot see it."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for stand_in, variable in VARIABLES.items():
-        text = text.replace(stand_in, f"var(--{variable})")
-    # Ids must differ between the plots of a page.
-    prefix = re.sub(r"\W+", "-", label)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", text)
-    text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
-    return f'<div class="plot">{text}</div>'
-
-
-@contextmanager
-def new_figure(height: float) -> Iterator[Figure]:
-    """Give an empty figure of the page's width, its height in inches, to be drawn and saved in the page's style."""
-    # Here and not above: loading matplotlib takes half a second that only those who want the page should wait for.
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(hspace=0.06, wspace=0.03)
-    with matplotlib.rc_context(STYLE):
-        yield Figure(figsize=(INCHES, height), layout=layout)
-
-
-def bars(axes: Any, names: Sequence[str]) -> None:
-    """Prepare horizontal bars, one row per name, the first on top."""
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0, pad=6)
-    axes.grid(axis="x")
-    axes.spines["left"].set_visible(False)
-
-
-def shortened(name: str, length: int = 40) -> str:
-    """Return a name cut in its middle to fit beside a plot."""
-    half = (length - 1) // 2
-    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
-
-
 def widths_plot(axes_shown: Sequence[AxisRow]) -> str:
     """Return bars of the widths before, and over them after."""
     if not axes_shown:
@@ -369,22 +260,14 @@ def widths_plot(axes_shown: Sequence[AxisRow]) -> str:
 
 def curves_plot(curves: Sequence[CurveRow]) -> str:
     """Return small multiples of the loss curves, the chosen points marked."""
-    columns = min(4, len(curves))
-    lines = -(-len(curves) // columns)
-    with new_figure(0.3 + 1.75 * lines) as figure:
-        grid = figure.subplots(lines, columns, squeeze=False).ravel()
-        for plot, curve in zip(grid, curves, strict=False):
+    with panels(len(curves)) as (figure, plots):
+        for plot, curve in zip(plots, curves, strict=True):
             points = zip(curve.levels, curve.loss, strict=True)
             finite = [(level, loss) for level, loss in points if math.isfinite(loss)]
             plot.plot([level for level, _ in finite], [loss for _, loss in finite], color=AFTER, linewidth=1.6)
             plot.plot([curve.chosen], [chosen_loss(curve)], "o", color=MARK, markersize=6)
             plot.set_title(f"{shortened(curve.name, 24)}: {curve.chosen} of {max(curve.levels, default=0)}")
             plot.set_xlim(left=0)
-            plot.grid(True)
-            plot.locator_params(nbins=4)
-            plot.tick_params(labelsize=8, labelcolor=SOFT)
-        for plot in grid[len(curves) :]:
-            plot.set_visible(False)
         return svg(figure, "Loss curves")
 
 

@@ -43,7 +43,7 @@ def small_report(**changes: Any) -> Report:
         per_class_recall={"dense": {"0": 1.0, "1": 0.96}, "pruned": {"0": 1.0, "1": 0.9}},
         curves=(CurveRow("conv1", (0, 8, 32), (1.5, 0.25, 0.0), 8),),
         max_error=3e-7,
-        limit="At least 0.3 of macs are needed.",
+        limit_sentence="your budget keeps 47 % of the weights: expect loss",
         notes=("BatchNorm was recalibrated.",),
         pinned=(("fc.weight", 0, "an output"), ("norm.weight", 0, "LayerNorm"), ("norm.bias", 0, "LayerNorm")),
         seed=7,
