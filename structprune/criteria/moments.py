@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch import Tensor, fx, nn
 from structprune.axes.linear_maps import LinearMap
 from structprune.axes.propagate import LabelledGraph
 from structprune.axes.rewrite import flat_arguments, rewrite
-from structprune.axes.sweep import leaves_of
+from structprune.axes.sweep import Sweep, leaves_of, sweep
 from structprune.criteria.gradients import batches, differentiable
 from structprune.criteria.scores import Data
 from structprune.data import Loss
+from structprune.progress import track
 from structprune.tensors import named_tensors
 
-__all__ = ["Gather", "convolution_arguments", "output_sensitivity"]
+__all__ = ["Gather", "convolution_arguments", "input_moments", "output_sensitivity"]
 
 
 def convolution_arguments(one: LinearMap) -> tuple[list[int], list[int], list[int], int]:
@@ -74,6 +76,30 @@ class Gather:
             return value.reshape(-1, value.shape[-1])
         assert self._picked is not None
         return value.flatten(2)[:, :, torch.from_numpy(self._picked).to(value.device)].transpose(1, 2).flatten(0, 1)
+
+
+def input_moments(
+    labelled: LabelledGraph,
+    weights: dict[str, Tensor],
+    inputs: list[Any],
+    examples: int,
+    maps: list[LinearMap],
+    seed: int,
+) -> dict[fx.Node, np.ndarray]:
+    """E[sum over positions of x x'] of every map's input for one example: ``(groups, columns, columns)`` each."""
+    gathers = {one.node: Gather(one, weights[one.weight], seed) for one in maps}
+    found: dict[fx.Node, np.ndarray] = {}
+
+    def look(state: Sweep, one: LinearMap) -> None:
+        for value in state.batches(one.source):
+            rows, scale = gathers[one.node](value)
+            gram = np.stack([(part.T @ part).double().cpu().numpy() * (scale / examples) for part in rows])
+            found[one.node] = found[one.node] + gram if one.node in found else gram
+
+    for batch in track(inputs, "reading layer inputs"):
+        state = Sweep(labelled, weights, [batch])
+        sweep([state], {one.node: partial(look, state, one) for one in maps})
+    return found
 
 
 def output_sensitivity(

@@ -32,7 +32,7 @@ from structprune.axes.linear_maps import LinearMap, linear_maps
 from structprune.axes.sweep import Sweep, affordable, sweep
 from structprune.criteria.fisher import Fisher
 from structprune.criteria.gradients import batches, differentiable, needed, valid_examples
-from structprune.criteria.moments import Gather, output_sensitivity
+from structprune.criteria.moments import input_moments, output_sensitivity
 from structprune.criteria.probing import Consumer, Probe, matrices
 from structprune.criteria.refit import Fitted, fit, fitted_maps
 from structprune.criteria.scores import Curve, Data, Scores, finite_scores
@@ -100,7 +100,7 @@ class LayerReconstruction:
         inputs, examples = [batch for batch, _ in drawn], sum(count for _, count in drawn)
         maps = [one for one in linear_maps(structures.labelled) if not one.transposed or one.kind == "linear"]
         sensitivity = output_sensitivity(structures.labelled, model, maps, data, loss, self.examples, self.seed)
-        moments = self._moments(structures, weights, inputs, examples, maps)
+        moments = input_moments(structures.labelled, weights, inputs, examples, maps, self.seed)
         curves: dict[int, Curve] = {}
         values = np.zeros(structures.n)
         missing = []
@@ -128,30 +128,6 @@ class LayerReconstruction:
         own = fitted_maps(structures, maps, first_names(model))
         refit = partial(self._refit, model, structures, weights, inputs, own) if self.refit else None
         return Scores(scores.values, curves, "nats", notes, refit)
-
-    def _moments(
-        self,
-        structures: Structures,
-        weights: dict[str, Tensor],
-        inputs: list[Any],
-        examples: int,
-        maps: list[LinearMap],
-    ) -> dict[fx.Node, np.ndarray]:
-        """E[sum over positions of x x'] of every map's input, for one example."""
-        assert structures.labelled is not None
-        gathers = {one.node: Gather(one, weights[one.weight], self.seed) for one in maps}
-        found: dict[fx.Node, np.ndarray] = {}
-
-        def look(state: Sweep, one: LinearMap) -> None:
-            for value in state.batches(one.source):
-                rows, scale = gathers[one.node](value)
-                gram = np.stack([(part.T @ part).double().cpu().numpy() * (scale / examples) for part in rows])
-                found[one.node] = found[one.node] + gram if one.node in found else gram
-
-        for batch in track(inputs, "reading layer inputs"):
-            state = Sweep(structures.labelled, weights, [batch])
-            sweep([state], {one.node: partial(look, state, one) for one in maps})
-        return found
 
     def _refit(
         self,

@@ -1,25 +1,22 @@
-"""The pruning limit as a value: several estimates with their intervals, what each is, and what a budget means beside it.
+"""The pruning limit as a value: estimates with intervals, what each is, and what a budget means beside it.
 
 No estimate here is "the" limit. Only the constructive one is a bound: the loss was measured there.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from structprune.errors import FileFormatError
 from structprune.files import write_atomically
-from structprune.units import fraction_text, short_number
+from structprune.limit.words import described, judgement
+from structprune.records import Format
 
 __all__ = ["Interval", "LayerCurve", "Limit", "LimitEstimate"]
 
-FORMAT = "structprune-limit"
-FORMAT_VERSION = 1
+FORMAT = Format("structprune-limit", 1, "limit")
 
 
 @dataclass(frozen=True)
@@ -145,6 +142,10 @@ class Limit:
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.estimates:
+            raise ValueError("Expected at least one estimate in a limit. Got none. Ask for an estimator.")
+
     def __getitem__(self, name: str) -> LimitEstimate:
         """The estimate of that name.
 
@@ -158,8 +159,15 @@ class Limit:
                 return estimate
         raise KeyError(f"Expected one of {[one.name for one in self.estimates]}. Got {name!r}.")
 
-    def sentence(self, keep_fraction: float) -> str:
+    def sentence(self, keep_fraction: float, kind: str | None = None) -> str:
         """What a budget of so many kept weights, as a fraction of all, means beside the limit.
+
+        Parameters
+        ----------
+        keep_fraction
+            Kept entries of all parameters divided by all entries.
+        kind
+            What the budget removes; None for what the limit is of. The limit of one kind says little of another.
 
         Raises
         ------
@@ -168,107 +176,37 @@ class Limit:
         """
         if not 0 <= keep_fraction <= 1:
             raise ValueError(f"Expected a keep fraction between 0 and 1. Got {keep_fraction}. Divide by all weights.")
-        bounds = [one for one in self.estimates if one.is_upper_bound]
-        judge = next((one for one in self.estimates if one.name.startswith("trust")), None)
-        judge = judge or next(iter(bounds), None) or self.estimates[0]
-        kept = judge.keep_fraction
-        if any(keep_fraction >= one.keep_fraction.value for one in bounds):
-            verdict = "within reach, a network of that size was measured"
-        elif judge.is_upper_bound or kept.low <= keep_fraction <= kept.high:
-            verdict = "at the limit" if not judge.is_upper_bound else "beyond what was measured to work"
-        else:
-            verdict = "expect loss" if keep_fraction < kept.low else "likely within reach"
-        return (
-            f"your budget keeps {fraction_text(keep_fraction)} of the weights; the {_title(judge.name)} limit is "
-            f"{_percent(kept)}: {verdict}"
-        )
+        return judgement(self, keep_fraction, kind)
 
     def __str__(self) -> str:
-        unit = "weight" if self.kind == "weights" else {"nm": "N:M entry"}.get(self.kind, self.kind.rstrip("s"))
-        lines = [
-            f"{self.model_name}: how far it can be pruned by {self.kind}",
-            f"  loss           {self.loss:.5g} nats on {self.examples:,} examples, may rise by epsilon = "
-            f"{short_number(self.epsilon.value)} "
-            + (f"[{short_number(self.epsilon.low)}, {short_number(self.epsilon.high)}] " * self._epsilon_varies)
-            + f"({self.epsilon_source})",
-            f"  weights        {self.weights:,}, of which {self.free:,} always kept and {self.dead:,} dead; "
-            f"{self.structures:,} {unit}{'s' if self.structures != 1 else ''}",
-            f"  curvature      {self.curvature}, effective dimension {short_number(self.dimension.value)} "
-            f"[{short_number(self.dimension.low)}, {short_number(self.dimension.high)}]",
-            f"  keep at least  (with {fraction_text(self.confidence)} intervals)",
-        ]
-        lines += [
-            f"    {_title(one.name):<22} {_percent(one.keep_fraction):<24} {one.meaning}" for one in self.estimates
-        ]
-        if self.stationarity is not None:
-            lines.append(f"  stationarity   one step would lower the loss by {short_number(self.stationarity)} nats")
-        if self.movement is not None:
-            lines.append(f"  movement       {self.movement:.2g} of the survivors' length for the unbounded update")
-        if self.model_error is not None:
-            lines.append(f"  model error    {self.model_error:.2g} epsilon at the constructive limit")
-        lines += [f"  warning        {text}" for text in self.warnings]
-        lines += [f"  note           {text}" for text in self.notes]
-        lines.append(f"  seconds        {self.seconds:.1f}, seed {self.seed}")
-        return "\n".join(lines)
+        return described(self)
 
-    @property
-    def _epsilon_varies(self) -> bool:
-        return self.epsilon.low < self.epsilon.high
+    # ------------------------------------------------------------ files
 
     def to_json(self) -> str:
         """The whole value as JSON text."""
-        body = {"format": FORMAT, "version": FORMAT_VERSION, **dataclasses.asdict(self)}
-        return json.dumps(body, indent=1, default=dict)
+        return FORMAT.write(self)
 
     @classmethod
-    def from_json(cls, text: str) -> Limit:
-        """Read what :meth:`to_json` wrote.
+    def from_json(cls, source: str | Path) -> Limit:
+        """Read the value from JSON text, or from the file of that name.
 
         Raises
         ------
         FileFormatError
-            If it is no limit of this version.
+            If it is truncated, no limit, or of another version.
         """
-        try:
-            body = json.loads(text)
-            if body.pop("format") != FORMAT or body.pop("version") != FORMAT_VERSION:
-                raise KeyError("format")
-            return cls(**{name: _read(name, value) for name, value in body.items()})
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(
-                f"Expected a pruning limit in JSON of version {FORMAT_VERSION}. Got something else ({error}). "
-                "Compute it again with `structprune limit --out`."
-            ) from error
+        return FORMAT.read(source, lambda fields: cls(**{name: _part(name, value) for name, value in fields.items()}))
 
     def save(self, path: str | Path) -> None:
         """Write the value as JSON, whole or not at all."""
         write_atomically(path, self.to_json().encode())
 
 
-def _read(name: str, value: Any) -> Any:
+def _part(name: str, value: Any) -> Any:
+    """A field of a limit from what JSON holds of it."""
     if name in ("epsilon", "dimension"):
         return Interval(**value)
     if name == "estimates":
-        return tuple(
-            LimitEstimate(
-                **{
-                    **one,
-                    "keep_fraction": Interval(**one["keep_fraction"]),
-                    "curve": tuple((x, y) for x, y in one["curve"]),
-                }
-            )
-            for one in value
-        )
-    if name == "layers":
-        return tuple(LayerCurve(**{**one, "curve": tuple((x, y) for x, y in one["curve"])}) for one in value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _title(name: str) -> str:
-    return f"trust-region ({name.removeprefix('trust ')})" if name.startswith("trust ") else name
-
-
-def _percent(interval: Interval) -> str:
-    if interval.low == interval.high:
-        return f"{100 * interval.value:.1f} %"
-    return f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+        return tuple(LimitEstimate(**{**one, "keep_fraction": Interval(**one["keep_fraction"])}) for one in value)
+    return tuple(LayerCurve(**one) for one in value) if name == "layers" else value
