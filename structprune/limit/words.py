@@ -16,6 +16,8 @@ __all__ = ["checks", "described", "judgement", "kept_text", "measured", "percent
 
 WIDTH = 112  # characters per line
 LINES = 24  # on one screen
+# Lines for each explanation, note and warning, as many as fit: explanations give way before warnings do.
+FITS = ((4, 2, 4), (3, 2, 4), (3, 1, 4), (2, 1, 4), (2, 0, 4), (1, 0, 4), (1, 0, 2), (1, 0, 1), (0, 0, 1))
 UNITS = {"weights": "single weights", "nm": "N:M entries"}  # other kinds are called by their own name
 
 
@@ -71,8 +73,8 @@ def verdict(limit: Limit, judge: LimitEstimate, keep_fraction: float, kind: str)
 
 def described(limit: Limit) -> str:
     """Return the limit on one screen; what does not fit is shortened, explanations before warnings."""
-    for explained, noted, warned in ((4, 2, 4), (3, 2, 3), (3, 1, 2), (2, 1, 2), (2, 0, 2), (1, 0, 1), (0, 0, 1)):
-        lines = screen(limit, explained, noted, warned)
+    for most in FITS:
+        lines = screen(limit, *most)
         if len(lines) <= LINES:
             return "\n".join(lines)
     # A limit with more parts than lines: the warnings that open the text and the estimates are what matters.
@@ -156,7 +158,7 @@ def checks(limit: Limit) -> list[str]:
     said = []
     if limit.stationarity is not None:
         times = f" ({limit.stationarity / limit.epsilon.value:.2g} epsilon)" if limit.epsilon.value > 0 else ""
-        said.append(f"one step of training would lower the loss by {short_number(limit.stationarity)} nats{times}")
+        said.append(f"one second-order step would lower the loss by {short_number(limit.stationarity)} nats{times}")
     if limit.movement is not None:
         said.append(f"the unbounded update would move the survivors by {limit.movement:.2g} of their length")
     if limit.model_error is not None:
