@@ -73,9 +73,9 @@ def group_norm_descent(
 def nm_tangent(point: ArrayLike, n: int, m: int) -> Cone:
     """Tangent cone, at a point, of the convex hull of N:M sparse vectors with entries in [-1, 1].
 
-    The hull is ``{|x_i| <= 1, sum of |x_i| over each m consecutive entries <= n}``; the cone is the intersection of what the
-    inequalities that the point meets with equality allow: no growth where ``|x_i| = 1``, and none of the sum of a full
-    group. A last group may be shorter.
+    The hull is ``{|x_i| <= 1, sum of |x_i| over each m consecutive entries <= n}``; the cone is the intersection of
+    what the inequalities that the point meets with equality allow: no growth where ``|x_i| = 1``, and none of the sum
+    of a full group. A last group may be shorter.
 
     Raises
     ------
