@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from solvers.problem import Product, SelectionProblem, Term
 from solvers.result import Result
@@ -16,11 +17,13 @@ from structprune.criteria.scores import Scores
 from structprune.data import batch_size, device_of, evaluate
 from structprune.errors import TraceError
 from structprune.latency import Timing, measure
+from structprune.limit import Limit
 from structprune.report import AxisRow, CostRow, CurveRow, LatencyRow, QualityRow, Report
 from structprune.structures import Structures
 from structprune.task import Task
+from structprune.tensors import under_every_name
 
-__all__ = ["amount", "cost_rows", "curve_rows", "latency_row", "quality", "report"]
+__all__ = ["amount", "cost_rows", "curve_rows", "kept_fraction", "latency_row", "quality", "report", "weights"]
 
 TIMING_SECONDS = 20.0
 
@@ -129,6 +132,24 @@ def quality(stages: Mapping[str, nn.Module], task: Task) -> tuple[tuple[QualityR
     return tuple(rows), recalls or None
 
 
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The floating parameters, a shared one under its first name only: what a pruning limit counts."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+
+
+def kept_fraction(model: nn.Module, structures: Structures, selection: np.ndarray) -> float:
+    """Kept entries of all parameters divided by all entries, a shared parameter counted once.
+
+    The currency of :class:`structprune.limit.Limit`: what the masks of the selection leave, whether or not the
+    compiled network is smaller by it.
+    """
+    parameters = weights(model)
+    masks = under_every_name(structures.masks(selection), model)
+    total = sum(parameter.numel() for parameter in parameters.values())
+    removed = sum(int((~masks[name]).sum()) for name in parameters if name in masks)
+    return 1 - removed / total if total else 1.0
+
+
 def report(
     task: Task,
     structures: Structures,
@@ -141,6 +162,7 @@ def report(
     rows: tuple[CostRow, ...],
     latency: LatencyRow | None,
     measured: tuple[tuple[QualityRow, ...], dict | None],
+    limit: Limit | None,
     notes: Sequence[str],
     seconds: Mapping[str, float],
     seed: int,
@@ -150,6 +172,9 @@ def report(
     widths = structures.widths(result.selection)
     certificate = result.certificate
     objective = problem.evaluate(result.choice).value
+    sentence = ""
+    if limit is not None:
+        sentence = limit.sentence(kept_fraction(task.model, structures, result.selection), structures.kind)
     return Report(
         model_name=type(task.model).__name__,
         kind=structures.kind,
@@ -168,6 +193,7 @@ def report(
         curves=curve_rows(problem, result, scores),
         compiled_as=compiled.built_as,
         max_error=compiled.error,
+        limit_sentence=sentence,
         notes=tuple(notes),
         pinned=tuple((p.tensor, p.dim, p.reason) for p in structures.pinned),
         seed=seed,

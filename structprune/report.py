@@ -6,12 +6,10 @@ A report is plain numbers and words. It prints, is saved and read back without t
 from __future__ import annotations
 
 import math
-import platform
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ from structprune.records import Format
 from structprune.report_console import print_report
 from structprune.report_html import page
 from structprune.units import accuracy_text, fraction_text, quantity, short_number, used_text
+from structprune.versions import installed_versions
 
-__all__ = ["AxisRow", "CostRow", "CurveRow", "LatencyRow", "QualityRow", "Report", "installed_versions"]
+__all__ = ["AxisRow", "CostRow", "CurveRow", "LatencyRow", "QualityRow", "Report"]
 
 FORMAT = Format("structprune-report", 1, "report")
 COMPILED_AS = {
@@ -128,17 +127,6 @@ class QualityRow:
     loss: float | None
     accuracy: float | None
     examples: int
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions that a result depends on, read without importing what they are of."""
-    versions = {"python": platform.python_version()}
-    for name in ("structprune", "torch", "numpy", "scipy", "ortools"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions | {"platform": platform.platform(terse=True)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from structprune.data import Loss, batch_size, device_of
 from structprune.errors import InfeasibleBudgetError
 from structprune.finetune import FineTune
 from structprune.latency import latency_ns, measure
+from structprune.limit import Limit
 from structprune.problem import selection_problem
 from structprune.progress import Phases
 from structprune.pruned import Pruned
@@ -78,6 +79,7 @@ def solve(
     solver: Solver | None = None,
     finetune: FineTune | None = None,
     validation: Data | None = None,
+    limit: Limit | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Pruned:
@@ -109,6 +111,8 @@ def solve(
     validation
         Batches on which the report measures quality; by default ``data``, which the report then says. Without
         ``data`` they serve the report alone.
+    limit
+        What ``pruning_limit`` found for ``model``; the report then says what the kept fraction of its weights means.
     seed
         For everything that is drawn; equal seeds give equal results on one machine.
     progress
@@ -129,7 +133,8 @@ def solve(
     with _seeded(seed, model):
         task = checked_task(model, budget, structures, data, loss, example, validation)
         _check_parts(task, method, criterion, solver, finetune)
-        return _line(task, budget, structures, method, criterion, solver, finetune, seed, phases)
+        _check_limit(limit, model)
+        return _line(task, budget, structures, method, criterion, solver, finetune, limit, seed, phases)
 
 
 def _line(
@@ -140,6 +145,7 @@ def _line(
     criterion: Criterion | None,
     solver: Solver | None,
     finetune: FineTune | None,
+    limit: Limit | None,
     seed: int,
     phases: Phases,
 ) -> Pruned:
@@ -198,6 +204,7 @@ def _line(
         rows=rows,
         latency=latency,
         measured=measured,
+        limit=limit,
         notes=[*notes, *differences],
         seconds=phases.seconds,
         seed=seed,
@@ -230,6 +237,20 @@ def _check_parts(task: Task, method: object, criterion: object, solver: object, 
     if task.data is None and (method is not None or finetune is not None):
         who = "method=" if method is not None else "finetune="
         raise ValueError(f"Expected data for {who}. Got None. Pass data=, batches of (inputs, targets).")
+
+
+def _check_limit(limit: object, model: nn.Module) -> None:
+    """Refuse the limit of another network before any work is done."""
+    if limit is None:
+        return
+    if not isinstance(limit, Limit):
+        raise TypeError(f"Expected a Limit. Got {type(limit).__name__}. Pass what pruning_limit(model, ...) returns.")
+    weights = sum(parameter.numel() for parameter in account.weights(model).values())
+    if limit.weights != weights:
+        raise ValueError(
+            f"Expected the limit of this {type(model).__name__} with {weights:,} weights. Got that of a "
+            f"{limit.model_name} with {limit.weights:,}. Compute it anew with pruning_limit(model, ...)."
+        )
 
 
 def _default_criterion(structures: Structures, task: Task, seed: int) -> Criterion:

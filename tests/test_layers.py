@@ -42,6 +42,7 @@ LAYERS = {
     "structprune.records": 4,
     "structprune.tensors": 4,
     "structprune.units": 4,
+    "structprune.versions": 4,
     "structprune.example": 5,
     "structprune.counting": 5,
     "structprune.costs": 5,

@@ -18,8 +18,9 @@ import pytest
 from rich.console import Console
 
 from structprune.errors import FileFormatError
-from structprune.report import AxisRow, CostRow, CurveRow, LatencyRow, QualityRow, Report, installed_versions
+from structprune.report import AxisRow, CostRow, CurveRow, LatencyRow, QualityRow, Report
 from structprune.report_html import CURVES, WIDTH_BARS
+from structprune.versions import installed_versions
 
 LATENCY = LatencyRow(256, "cpu", 4_120_000, 4_000_000, 4_200_000, 2_060_000, 2_000_000, 2_100_000)
 
