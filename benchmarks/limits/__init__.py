@@ -1,0 +1,1 @@
+"""How far networks can be pruned: the estimates of `structprune.limit` beside what retraining reaches."""
