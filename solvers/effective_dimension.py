@@ -127,8 +127,14 @@ class Spectrum:
         """The largest node."""
         return max((float(rule.nodes.max(initial=0.0)) for rule in self.gauss), default=0.0)
 
+    @property
+    def trace(self) -> float:
+        """The sum of the eigenvalues."""
+        means = [float(rule.weights @ rule.nodes) for rule in self.gauss]
+        return self.size * float(np.mean(means))
+
     def scale(self, count: float, of: Callable[[Dimension], float] = lambda found: found.value) -> float:
-        """The mu at which N(mu) is ``count``; 0 where N stays below it (``count`` exceeds the rank).
+        """The mu at which N(mu) is ``count`` > 0; 0 where N stays below it (``count`` exceeds the rank).
 
         ``of`` picks the value or one end of the interval. N falls in mu, so the answer is unique.
         """

@@ -69,7 +69,7 @@ def paper_threshold(kept: FloatArray, energy: FloatArray, spectrum: Spectrum, ep
 
 def paper_loss(count: float, energy: float, spectrum: Spectrum, of: End = _value) -> float:
     """The epsilon at which the paper's law just allows ``count`` kept weights that remove ``energy``, in nats."""
-    return 0.5 * energy * spectrum.scale(count, of)
+    return float("inf") if count <= 0 < energy else 0.5 * energy * spectrum.scale(count, of)
 
 
 def generic_loss(count: float, energy: float, spectrum: Spectrum, size: int, of: End = _value) -> float:
@@ -79,6 +79,8 @@ def generic_loss(count: float, energy: float, spectrum: Spectrum, size: int, of:
     """
     if energy <= 0 or count >= size:
         return 0.0
+    if count <= 0:
+        return 0.5 * energy * spectrum.trace / size  # mu_k k tends to the trace
     return 0.5 * energy * spectrum.scale(count, of) * count / (size - count)
 
 

@@ -7,7 +7,7 @@ N:M layer turns dense at once). A weight stays if all structures that it belongs
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +88,7 @@ def removal_path(
     model: nn.Module,
     structures: Structures | None = None,
     free: Iterable[str] = (),
-    seen: Mapping[str, Tensor] | None = None,
+    seen: Collection[str] | None = None,
 ) -> Path:
     """The path of a network.
 
@@ -102,8 +102,7 @@ def removal_path(
         Patterns of parameter or module names whose weights always stay. One-dimensional parameters always do, unless a
         structure takes them along.
     seen
-        For single weights: by name, which entries may be removed; parameters without an entry always stay. None for
-        all.
+        For single weights: the parameters that may lose some, None for all.
 
     Raises
     ------
@@ -138,7 +137,7 @@ def _by_magnitude(model: nn.Module, layout: Layout, kept_whole: set[str], seen: 
     removable = np.zeros(layout.size, dtype=bool)
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if len(shape) > 1 and name not in kept_whole and (seen is None or name in seen):
-            removable[layout.place(name)] = True if seen is None else seen[name].cpu().numpy().reshape(-1)
+            removable[layout.place(name)] = True
     sizes = layout.weights(model).abs().double().cpu().numpy()[removable]
     count = len(sizes)
     rank = np.empty(count, dtype=np.int32)
