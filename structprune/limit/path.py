@@ -133,7 +133,7 @@ def _matching(layout: Layout, free: Iterable[str]) -> set[str]:
     return found
 
 
-def _by_magnitude(model: nn.Module, layout: Layout, kept_whole: set[str], seen: Mapping[str, Tensor] | None) -> Path:
+def _by_magnitude(model: nn.Module, layout: Layout, kept_whole: set[str], seen: Collection[str] | None) -> Path:
     removable = np.zeros(layout.size, dtype=bool)
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if len(shape) > 1 and name not in kept_whole and (seen is None or name in seen):
