@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AFTER",
-    "BAD",
     "BEFORE",
     "GOOD",
     "INK",
     "MARK",
     "SOFT",
+    "alert",
     "assembled",
     "bars",
     "bullets",
@@ -41,9 +41,9 @@ INCHES = 10.4  # width of a full plot; a point is a pixel of the page
 
 # Colours in a plot are stand-ins, replaced by the page's variables so that one SVG does in light and in dark.
 INK, SOFT, LINE = "#010101", "#020202", "#030303"
-BEFORE, AFTER, MARK, GOOD, BAD = "#040404", "#050505", "#060606", "#070707", "#080808"
+BEFORE, AFTER, MARK, GOOD = "#040404", "#050505", "#060606", "#070707"
 VARIABLES = {
-    INK: "ink", SOFT: "soft", LINE: "line", BEFORE: "before", AFTER: "after", MARK: "mark", GOOD: "good", BAD: "bad"
+    INK: "ink", SOFT: "soft", LINE: "line", BEFORE: "before", AFTER: "after", MARK: "mark", GOOD: "good"
 }  # fmt: skip
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
@@ -67,12 +67,13 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def assembled(title: str, subtitle: str, tiles: Iterable[str], sections: Iterable[str]) -> str:
+def assembled(title: str, subtitle: str, tiles: Iterable[str], sections: Iterable[str], banner: str = "") -> str:
     """Return the whole page that needs no network; title and subtitle are plain text, the others are HTML."""
     template = Template(files("structprune").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(title),
         subtitle=escape(subtitle),
+        banner=banner,
         tiles="\n".join(tiles),
         sections="\n".join(section for section in sections if section),
     )
@@ -119,6 +120,11 @@ def pairs(rows: Iterable[tuple[str, str]]) -> str:
     """Return a table of named facts."""
     body = "\n".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(text)}</td></tr>' for name, text in rows)
     return f'<div class="scroll"><table>\n{body}\n</table></div>' if body else ""
+
+
+def alert(text: str) -> str:
+    """Return a paragraph that must not be missed."""
+    return f'<p class="bad"><b>{escape(text)}</b></p>'
 
 
 def bullets(texts: Iterable[str]) -> str:
