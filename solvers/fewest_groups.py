@@ -56,7 +56,7 @@ LOWERED = 1e-12
 TOLERANCE = 1e-6
 
 #: More entries than this take the conic solver minutes.
-LARGEST = 1500
+LARGEST = 1000
 
 #: Name of the solver in an answer that needed none.
 NO_SOLVER = "none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cvxpy as cp
 import numpy as np
@@ -36,9 +36,7 @@ def monotone(order: Sequence[int] | None = None) -> Cone:
     return lambda x: [x[places[1:]] <= x[places[:-1]]] if len(places) > 1 else []
 
 
-def group_norm_descent(
-    point: ArrayLike, groups: Sequence[Sequence[int]], weights: Sequence[float] | None = None
-) -> Cone:
+def group_norm_descent(point: ArrayLike, groups: Iterable[ArrayLike], weights: Sequence[float] | None = None) -> Cone:
     """Directions in which ``f(x) = sum_g v_g |x_g|_2`` does not grow from ``point``; groups may overlap.
 
     The directional derivative is ``sum_active v_g <u_g, d_g> + sum_inactive v_g |d_g|``, ``u_g = x_g / |x_g|``. It is
