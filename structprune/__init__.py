@@ -6,6 +6,7 @@ from structprune.criteria import BNScale, Fisher, LayerReconstruction, Magnitude
 from structprune.errors import CompileError, FileFormatError, InfeasibleBudgetError, TraceError
 from structprune.finetune import FineTune
 from structprune.io import load
+from structprune.limit import Limit, pruning_limit
 from structprune.pruned import Pruned
 from structprune.report import Report
 from structprune.solve import Method, Solver, solve
@@ -21,6 +22,7 @@ __all__ = [
     "Fisher",
     "InfeasibleBudgetError",
     "LayerReconstruction",
+    "Limit",
     "Magnitude",
     "Method",
     "Pruned",
@@ -38,5 +40,6 @@ __all__ = [
     "load",
     "masked",
     "nm",
+    "pruning_limit",
     "solve",
 ]

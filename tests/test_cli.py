@@ -354,7 +354,7 @@ def test_misuse_is_told_apart_from_failure(case: str, capsys: pytest.CaptureFixt
     assert shown.startswith("usage: structprune") and expected in shown
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["solve"], ["inspect"], ["report"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["solve"], ["inspect"], ["limit"], ["report"]])
 def test_every_command_helps_with_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """--help explains, and its examples are commands that are understood."""
     assert run(*command, "--help") == 0

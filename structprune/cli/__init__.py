@@ -1,4 +1,4 @@
-"""The command line: ``structprune demo``, ``solve``, ``inspect``, ``report``; also ``python -m structprune``."""
+"""The command line ``structprune``, also ``python -m structprune``: demo, solve, inspect, limit, report."""
 
 from structprune.cli.commands import main
 

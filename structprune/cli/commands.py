@@ -14,8 +14,19 @@ import torch
 from rich.console import Console
 
 from structprune.budget import Budget
-from structprune.cli.given import example_of, function, is_reference, is_shape, made, model_of
+from structprune.cli.arguments import (
+    FACTORIES,
+    Formatter,
+    add_network,
+    add_wishes,
+    added,
+    budget,
+    reference,
+    whole,
+)
+from structprune.cli.given import example_of, function, limit_of, made, model_of
 from structprune.cli.inspection import inspect
+from structprune.cli.limit import add_limit
 from structprune.criteria import BNScale, Criterion, Fisher, LayerReconstruction, Magnitude, Random, Taylor
 from structprune.data import check_data
 from structprune.demo import demo
@@ -41,14 +52,10 @@ examples:
   structprune demo
   structprune inspect --model torchvision.models:resnet18 --example 2x3x224x224
   structprune solve --model mynet:make --weights mynet.safetensors --data mynet:batches --budget macs=0.5 --out small
+  structprune limit --model mynet:make --weights mynet.safetensors --data mynet:batches --budget-keep 0.1
   structprune report small
 
 exit codes: 0 done, 1 failed (the message is on standard error), 2 not understood, 130 interrupted"""
-
-FACTORIES = """\
-package:factory names a function without arguments in a module that can be imported; the current folder counts.
-A model factory returns a torch.nn.Module, a data factory batches of (inputs, targets) that can be iterated over
-again and again, such as a list or a DataLoader, an example factory the arguments of one forward call."""
 
 DEMO_EXAMPLES = """\
 examples:
@@ -133,6 +140,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def run_solve(arguments: argparse.Namespace) -> int:
     """Prune a network of the user and save it."""
     check_free(arguments.out, overwrite=arguments.overwrite)
+    limit = None if arguments.limit is None else limit_of(arguments.limit)
     torch.manual_seed(arguments.seed)
     model = model_of(arguments.model, arguments.weights)
     data = None if arguments.data is None else check_data(made(arguments.data))
@@ -157,6 +165,7 @@ def run_solve(arguments: argparse.Namespace) -> int:
         criterion=None if arguments.criterion is None else criterion(arguments.criterion, arguments.seed),
         finetune=tune,
         validation=validation,
+        limit=limit,
         seed=arguments.seed,
         progress=not arguments.quiet,
     )
@@ -233,6 +242,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = added(commands, "solve", run_solve, "prune a network of yours to a budget and save it", SOLVE_EXAMPLES)
     add_network(command)
+    add_wishes(command)
     command.add_argument(
         "--budget",
         type=budget,
@@ -249,22 +259,24 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--finetune", type=whole, metavar="EPOCHS", help="train the pruned network on the data")
     command.add_argument("--lr", type=float, help="peak learning rate of --finetune; default 0.01")
+    command.add_argument(
+        "--limit", type=Path, metavar="FILE", help="limit.json of this network, for the report to judge"
+    )
     command.add_argument("--seed", type=int, default=0, help="for everything that is drawn; default 0")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new folder for the result")
     command.add_argument("--overwrite", action="store_true", help="replace an earlier result in DIR")
 
     command = added(commands, "inspect", run_inspect, "show what can be removed from a network", INSPECT_EXAMPLES)
     add_network(command)
+    add_wishes(command)
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+    add_limit(commands)
 
     command = added(commands, "report", run_report, "print a report that was saved", REPORT_EXAMPLES)
     command.add_argument("path", type=Path, metavar="DIR|report.json", help="what solve or demo wrote")
     command.add_argument("--html", type=Path, metavar="FILE", help="write the page with the plots there too")
     return top
-
-
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the examples."""
 
 
 def at_odds(arguments: argparse.Namespace) -> str | None:
@@ -274,78 +286,10 @@ def at_odds(arguments: argparse.Namespace) -> str | None:
         return "argument --lr: it is the learning rate of --finetune, which is missing"
     if given.get("finetune") is not None and given["data"] is None:
         return "argument --finetune: it needs --data to train on"
+    for option, kind in (("block", "blocks"), ("nm", "nm")):
+        if given.get(option) is not None and given["structures"] != kind:
+            return f"argument --{option}: it belongs to --structures {kind}, which is missing"
     return None
-
-
-def added(commands: Any, name: str, run: Any, about: str, examples: str) -> argparse.ArgumentParser:
-    """Add a command with what all commands have."""
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=about, description=about[0].upper() + about[1:] + ".", epilog=examples, formatter_class=Formatter
-    )
-    command.set_defaults(command=run)
-    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    quiet = "print nothing" if name == "solve" else "show no progress"
-    command.add_argument("--quiet", action="store_true", help=quiet)
-    return command
-
-
-def add_network(command: argparse.ArgumentParser) -> None:
-    """Add the arguments that say what network it is and what may be cut."""
-    command.add_argument(
-        "--model", type=reference, required=True, metavar="PACKAGE:FACTORY", help="makes the dense network"
-    )
-    command.add_argument(
-        "--weights", type=Path, metavar="FILE", help="its weights: .safetensors, or a state dict of torch.save"
-    )
-    command.add_argument(
-        "--data", type=reference, metavar="PACKAGE:FACTORY", help="training data, batches of (inputs, targets)"
-    )
-    command.add_argument(
-        "--example",
-        type=example,
-        metavar="SHAPE|PACKAGE:FACTORY",
-        help="input of one forward call, such as 2x3x32x32; else the first of the data, or guessed from the model",
-    )
-    command.add_argument(
-        "--keep-whole", nargs="+", default=[], metavar="PATTERN", help="modules or parameters to leave alone"
-    )
-    command.add_argument("--multiple-of", type=positive, default=1, metavar="N", help="widths are multiples of N")
-
-
-def reference(text: str) -> str:
-    """Check ``package:factory``."""
-    if not is_reference(text):
-        raise argparse.ArgumentTypeError(f"expected package.module:function, got {text!r}")
-    return text
-
-
-def example(text: str) -> str:
-    """Check a shape or ``package:factory``."""
-    if not is_shape(text) and not is_reference(text):
-        raise argparse.ArgumentTypeError(f"expected a shape such as 2x3x32x32 or package.module:function, got {text!r}")
-    return text
-
-
-def budget(text: str) -> Budget:
-    """Read caps."""
-    try:
-        return Budget.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def whole(text: str) -> int:
-    """Read a whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Read a whole number of at least 1."""
-    if whole(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
-    return int(text)
 
 
 def version() -> str:

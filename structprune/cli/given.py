@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from structprune.errors import FileFormatError
+from structprune.limit import Limit
 from structprune.tensors import named_tensors
 
-__all__ = ["example_of", "is_reference", "is_shape", "load_weights", "made", "model_of", "named"]
+__all__ = ["example_of", "is_reference", "is_shape", "limit_of", "load_weights", "made", "model_of", "named"]
 
 REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 SHAPE = re.compile(r"[1-9]\d*(x[1-9]\d*)*")
@@ -121,6 +122,14 @@ def example_of(text: str, model: nn.Module, seed: int) -> Any:
     shape = [int(size) for size in text.split("x")]
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def limit_of(path: Path) -> Limit:
+    """Return the pruning limit that a file or a folder of ``structprune limit`` holds."""
+    file = path / "limit.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"Expected a limit.json. Got {str(path)!r}, which has none. Check the path.")
+    return Limit.from_json(file)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
