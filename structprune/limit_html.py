@@ -44,8 +44,8 @@ TRUST_STYLES = ((AFTER, "-"), (AFTER, "--"), (AFTER, ":"))  # by radius, in the 
 
 CURVES_TEXT = """\
 By how much the loss rises when only a fraction of the weights is kept, by each estimator. The band is epsilon, the
-rise that is allowed: an estimator's limit is where its curve enters the band for good. Below, the limits with their
-intervals on the same axis."""
+rise that is allowed: an estimator's limit is where its curve enters the band for good, and where a curve
+leaves the plot below, the loss hardly rises or falls. Under it, the limits with their intervals on the same axis."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def tiles(limit: Limit) -> list[str]:
 
 def banner(limit: Limit) -> str:
     """Return the warnings, which stand above all numbers."""
-    return section("Before you rely on these numbers", *(alert(text) for text in limit.warnings))
+    return section("Before you rely on these numbers", *(alert(text[:1].upper() + text[1:]) for text in limit.warnings))
 
 
 def budget_section(limit: Limit, asked: float | None) -> str:

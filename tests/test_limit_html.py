@@ -85,7 +85,7 @@ def test_the_plot_has_a_line_per_estimator() -> None:
 def test_warnings_stand_above_all_numbers() -> None:
     """They are the first thing after the title, and there is no such place without any."""
     words = words_of(small_limit(warnings=("the network is not at rest",)))
-    assert words.index("the network is not at rest") < words.index("12.8 %")
+    assert words.index("The network is not at rest") < words.index("12.8 %")
     assert "rely" not in words_of(small_limit())
 
 

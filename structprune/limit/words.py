@@ -28,7 +28,8 @@ def judgement(limit: Limit, keep_fraction: float, kind: str | None) -> str:
     """Return what keeping this fraction of all weights, by removing structures of ``kind``, means beside the limit."""
     judge = judging(limit, keep_fraction)
     said = verdict(limit, judge, keep_fraction, kind or limit.kind)
-    doubt = " (in doubt, see the limit's warnings)" if limit.warnings else ""
+    # What makes estimates doubtful leaves a measured loss what it is.
+    doubt = " (in doubt, see the limit's warnings)" if limit.warnings and not judge.is_upper_bound else ""
     return (
         f"your budget keeps {fraction_text(keep_fraction)} of the weights; the {title(judge.name)} limit is "
         f"{percent(judge.keep_fraction)}: {said}{doubt}"
