@@ -14,14 +14,15 @@ from solvers.effective_dimension import Dimension, Spectrum
 from solvers.pruning_threshold import first_true, generic_loss, generic_threshold, paper_loss, paper_threshold
 from structprune.limit.curvature import Curvature, LossAt
 from structprune.limit.path import Path
-from structprune.limit.update import Updates
+from structprune.limit.update import Update, Updates
 from structprune.limit.value import Interval, LimitEstimate
 
 __all__ = ["ESTIMATORS", "Estimating"]
 
 ESTIMATORS = ("paper", "generic", "trust", "constructive")
-#: Radii at which networks are built, the likeliest first; 0 leaves the survivors as they are.
-TRIED = (0.1, 0.05, 0.2, 0.0, 0.4, 0.8)
+#: Radii at which networks are built: from the first one on upwards as long as that helps, else downwards.
+RADII = (0.0, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+FIRST = 3
 CURVE_POINTS = 24
 #: Positions that are searched: so many evenly, and by ratio, over keep fractions.
 RESOLUTION = 256
@@ -174,15 +175,29 @@ class Estimating:
         if position not in self.rises:
             with torch.enable_grad():
                 update = self.updates.at(position)
-            support = self.here * self.path.kept(position).to(self.here.device)
-            best = (float("inf"), 0.0)
-            for tau in TRIED:
-                measured = self.at(support + update.step(tau)) - self.base_loss
-                best = min(best, (measured if np.isfinite(measured) else float("inf"), update.loss(tau)))
-                if measured <= self.epsilon.low:
-                    break  # good enough for every question that is asked
-            self.rises[position] = best
+            self.rises[position] = self._built(update, self.here * self.path.kept(position).to(self.here.device))
         return self.rises[position][0]
+
+    def _built(self, update: Update, support: Tensor) -> tuple[float, float]:
+        """Measured and predicted rise of the best network found by walking along the radii."""
+
+        def rise(tau: float) -> tuple[float, float]:
+            measured = self.at(support + update.step(tau)) - self.base_loss
+            return (measured if np.isfinite(measured) else float("inf")), update.loss(tau)
+
+        best = rise(RADII[FIRST])
+        for walk in (RADII[FIRST + 1 :], RADII[FIRST - 1 :: -1]):
+            improved = False
+            for tau in walk:
+                if best[0] <= self.epsilon.low:
+                    return best  # good enough for every question that is asked
+                found = rise(tau)
+                if found[0] >= best[0]:
+                    break
+                best, improved = found, True
+            if improved:
+                break
+        return best
 
     def movement(self, position: int) -> float:
         """Length of the unbounded update at a position, relative to the survivors."""
