@@ -150,7 +150,7 @@ def run(task: Task, options: argparse.Namespace, command: str, console: Console)
     about = {
         **asdict(settings),
         "quick": options.quick,
-        "retraining": asdict(prepared.retraining),
+        "retrainings": [asdict(one) for one in prepared.retrainings],
         "examples": sum(len(targets) for _, targets in prepared.data),
         "training": prepared.notes[0],
     }
@@ -169,7 +169,7 @@ def run(task: Task, options: argparse.Namespace, command: str, console: Console)
             found = measure(prepared, structures, allowed, settings)
         for asked, one in zip(allowed, found, strict=True):
             row = Row(
-                *(task.name, task.about, name, asked, about, one.limit, one.points, one.truth, one.failed, one.seconds),
+                *(task.name, task.about, name, asked, about, one.limit, one.truths),
                 notes=prepared.notes,
                 command=command,
                 commit=commit(CODE),

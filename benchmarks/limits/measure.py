@@ -10,8 +10,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.limits.row import Retrained
 from benchmarks.limits.tasks import Prepared
-from benchmarks.limits.truth import Point, Truth
+from benchmarks.limits.truth import Retraining, Truth
 from structprune.limit import Limit, Path, pruning_limit, removal_path
 from structprune.progress import track
 from structprune.structures import Structures, blocks, channels, kernels
@@ -79,19 +80,12 @@ class Measured:
     ----------
     limit
         The estimates.
-    points
-        Retrained supports, the largest first.
-    truth, failed
-        Positions of the smallest support that stays within epsilon and the largest smaller one that does not.
-    seconds
-        Of retraining.
+    truths
+        What each way of retraining reaches.
     """
 
     limit: Limit
-    points: tuple[Point, ...]
-    truth: int | None
-    failed: int | None
-    seconds: float
+    truths: tuple[Retrained, ...]
 
 
 def structures_of(kind: str, model: nn.Module, example: Tensor, block: tuple[int, int]) -> Structures | None:
@@ -135,30 +129,32 @@ def measure(
         for epsilon in track(list(epsilons), "limits")
     ]
     if not settings.truth:
-        return [Measured(limit, (), None, None, 0.0) for limit in limits]
-    allowed = [limit.epsilon.value for limit in limits]
-    own = limits[0].loss
+        return [Measured(limit, ()) for limit in limits]
+    supports = Falling(removal_path(model, structures))
+    by_retraining = [_retrained(prepared, supports, limits, settings, one) for one in prepared.retrainings]
+    return [Measured(limit, tuple(ways[number] for ways in by_retraining)) for number, limit in enumerate(limits)]
+
+
+def _retrained(
+    prepared: Prepared, supports: Falling, limits: Sequence[Limit], settings: Settings, retraining: Retraining
+) -> list[Retrained]:
+    """Retrain in one way; one answer for each limit's epsilon, which share their points."""
     truth = Truth(
-        model,
-        Falling(removal_path(model, structures)),
-        data,
-        F.cross_entropy,
-        held_out=prepared.held_out,
-        retraining=prepared.retraining,
-        enough=own + min(allowed),
+        prepared.model, supports, prepared.data, F.cross_entropy, held_out=prepared.held_out, retraining=retraining
     )
     start = perf_counter()
+    own, most = limits[0].loss, max(limit.epsilon.value for limit in limits)
     # Where the constructive estimate built a network, retraining has something to beat.
     built = {one.keep_fraction.value for limit in limits for one in limit.estimates if one.is_upper_bound}
-    for keep_fraction in track(sorted({*settings.grid, *built}, reverse=True), "retraining"):
-        point = truth.measure(truth.at(keep_fraction))
-        if point.loss > own + HOPELESS * max(allowed):
+    for keep_fraction in track(sorted({*settings.grid, *built}, reverse=True), f"retraining, {retraining.label}"):
+        if truth.measure(truth.at(keep_fraction)).loss > own + HOPELESS * most:
             break
-    found = []
-    for limit, epsilon in zip(limits, allowed, strict=True):
-        reached = truth.limit(own + epsilon, settings.resolution)
-        seconds, start = perf_counter() - start, perf_counter()
-        failed = None if reached.failed is None else reached.failed.position
-        found.append((limit, reached.point.position, failed, seconds))
+    reached = [truth.limit(own + limit.epsilon.value, settings.resolution) for limit in limits]
+    seconds = perf_counter() - start
     points = tuple(sorted(truth.points.values(), key=lambda point: point.position))
-    return [Measured(limit, points, position, failed, seconds) for limit, position, failed, seconds in found]
+    return [
+        Retrained(
+            retraining.label, points, one.point.position, None if one.failed is None else one.failed.position, seconds
+        )
+        for one in reached
+    ]

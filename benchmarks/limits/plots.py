@@ -19,6 +19,7 @@ WIDTH, HEIGHT = 4.6, 3.9  # inches of a panel
 FLOOR = 0.03  # of the smallest epsilon: rises below, and falls, are drawn here
 CEILING = 300.0  # of the largest epsilon
 COLOURS = {"paper": "#c2571a", "generic": "#8a4fbf", "constructive": "#2f8f4e"}
+TRUTH, MARKERS = "#d62728", "os^"
 TRUST = ("#0b5fa5", "#5d9fe0", "#1f9a9a")
 
 
@@ -26,7 +27,7 @@ def theory_against_actual(path: Path, rows: Sequence[Row]) -> None:
     """Draw all rows of a task and write the picture.
 
     Lines are the estimators' predictions, dots the measured losses of retrained supports (hollow at the floor where
-    the loss did not rise), horizontal lines the epsilons, vertical ticks on them the estimators' limits.
+    the loss did not rise), stars the truths, horizontal lines the epsilons, ticks on them the estimators' limits.
     """
     kinds = list(dict.fromkeys(row.structures for row in rows))
     figure = Figure(figsize=(WIDTH * len(kinds), HEIGHT + 0.8 / len(kinds)), layout="constrained")
@@ -51,13 +52,16 @@ def _panel(panel: Axes, kind: str, rows: Sequence[Row]) -> None:
         shown = [(x, min(max(y, floor), 10 * ceiling)) for x, y in estimate.curve]
         if shown:
             panel.plot(*zip(*shown, strict=True), color=colours[estimate.name], linewidth=1.3, label=estimate.name)
-    for risen in (True, False):
-        dots = [(p.keep_fraction, p.loss - first.loss) for p in rows[0].points]
-        dots = [(x, max(y, floor)) for x, y in dots if (y > floor) == risen]
-        if dots:
-            label = "retrained (measured)" if risen else "_hollow"  # labels with an underscore stay out of the legend
-            face = "#222222" if risen else "none"
-            panel.plot(*zip(*dots, strict=True), "o", color="#222222", markerfacecolor=face, markersize=4, label=label)
+    for truth, marker in zip(rows[0].truths, MARKERS, strict=False):
+        for risen in (True, False):
+            dots = [(p.keep_fraction, p.loss - first.loss) for p in truth.points]
+            dots = [(x, max(y, floor)) for x, y in dots if (y > floor) == risen]
+            if dots:
+                # Labels with an underscore stay out of the legend.
+                label = f"retrained {truth.label}" if risen else "_hollow"
+                face = "#222222" if risen else "none"
+                xs, ys = zip(*dots, strict=True)
+                panel.plot(xs, ys, marker, color="#222222", markerfacecolor=face, markersize=4, label=label)
     for row in rows:
         limit = row.limit
         epsilon = limit.epsilon.value
@@ -67,10 +71,11 @@ def _panel(panel: Axes, kind: str, rows: Sequence[Row]) -> None:
             kept = estimate.keep_fraction
             panel.plot([kept.low, kept.high], [epsilon] * 2, color=colours[estimate.name], linewidth=3, alpha=0.5)
             panel.plot([kept.value], [epsilon], "|", color=colours[estimate.name], markersize=11, markeredgewidth=2)
-        truth = row.point(row.truth)
-        if truth is not None:
-            panel.plot([truth.keep_fraction], [epsilon], "*", color="#d62728", markersize=11, zorder=5)
-    panel.plot([], [], "*", color="#d62728", linestyle="none", markersize=9, label="truth (upper estimate)")
+        for truth, face in zip(row.truths, ("none", TRUTH), strict=False):
+            at = [truth.size.keep_fraction], [epsilon]
+            panel.plot(*at, "*", color=TRUTH, markerfacecolor=face, markersize=11, zorder=5)
+    for truth, face in zip(rows[0].truths, ("none", TRUTH), strict=False):
+        panel.plot([], [], "*", label=f"truth, {truth.label}", color=TRUTH, markerfacecolor=face, markersize=9)
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.set_ylim(floor / 1.5, ceiling)

@@ -14,9 +14,43 @@ from structprune.errors import FileFormatError
 from structprune.files import write_atomically
 from structprune.limit import Limit
 
-__all__ = ["Row", "read_rows", "write_rows"]
+__all__ = ["Retrained", "Row", "read_rows", "write_rows"]
 
 FILE = "rows.json"
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What one way of retraining reaches.
+
+    Attributes
+    ----------
+    label
+        How long survivors were trained.
+    points
+        Retrained supports, the largest first.
+    truth
+        Position of the smallest one whose loss is within epsilon: an upper estimate of the least size.
+    failed
+        Position of the largest smaller one, which is not; None if there is none.
+    seconds
+        To retrain all these points.
+    """
+
+    label: str
+    points: tuple[Point, ...]
+    truth: int
+    failed: int | None
+    seconds: float
+
+    def at(self, position: int | None) -> Point | None:
+        """The retrained support at a position."""
+        return next((point for point in self.points if point.position == position), None)
+
+    @property
+    def size(self) -> Point:
+        """The smallest support within epsilon."""
+        return next(point for point in self.points if point.position == self.truth)
 
 
 @dataclass(frozen=True)
@@ -35,14 +69,8 @@ class Row:
         All else that decides the figures; rows with equal settings are the same measurement.
     limit
         Everything that `structprune.limit` says.
-    points
-        Retrained supports, the largest first; empty where the truth was not asked for.
-    truth
-        Position of the smallest one whose loss is within epsilon; None without.
-    failed
-        Position of the largest smaller one, which is not.
-    truth_seconds
-        To retrain the points that this row added.
+    truths
+        What retraining reaches, in several ways; empty where it was not asked for.
     notes
         What a reader must know.
     """
@@ -53,19 +81,12 @@ class Row:
     asked: float | str
     settings: Mapping[str, Any]
     limit: Limit
-    points: tuple[Point, ...] = ()
-    truth: int | None = None
-    failed: int | None = None
-    truth_seconds: float = 0.0
+    truths: tuple[Retrained, ...] = ()
     notes: tuple[str, ...] = ()
     command: str = ""
     commit: str = ""
     machine: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
-
-    def point(self, position: int | None) -> Point | None:
-        """The retrained support at a position."""
-        return next((point for point in self.points if point.position == position), None)
 
     def same(self, task: str, structures: str, settings: Mapping[str, Any]) -> bool:
         """Whether the row measured these structures of a task with these settings."""
@@ -97,7 +118,7 @@ def read_rows(folder: Path) -> list[Row]:
                 **{
                     **content,
                     "limit": Limit.from_json(json.dumps(content["limit"])),
-                    "points": tuple(Point(**point) for point in content["points"]),
+                    "truths": tuple(_retrained(one) for one in content["truths"]),
                     "notes": tuple(content["notes"]),
                 }
             )
@@ -105,3 +126,7 @@ def read_rows(folder: Path) -> list[Row]:
         ]
     except (ValueError, TypeError, KeyError, FileFormatError) as error:
         raise ValueError(f"Expected rows of limits in {path}. Got something else ({error}). Remove it.") from error
+
+
+def _retrained(content: Mapping[str, Any]) -> Retrained:
+    return Retrained(**{**content, "points": tuple(Point(**point) for point in content["points"])})

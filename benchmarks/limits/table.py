@@ -7,29 +7,46 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from benchmarks.limits.row import Row
+from benchmarks.limits.row import Retrained, Row
 from structprune.limit import Interval, Limit, LimitEstimate
 
 __all__ = ["as_markdown", "as_table"]
 
-HEADINGS = ("estimator", "keep fraction", "interval", "truth", "difference (points)", "kind")
 POINT_HEADINGS = ("kept", "rise of the loss (nats)", "accuracy", "held-out loss", "held-out accuracy", "best start")
 LEFT = 1  # columns of words
+READING = (
+    "Keep fractions count all parameters; differences are in percentage points. A truth is the smallest support *on the "
+    "estimators' own path* whose survivors, retrained on the loss and data that epsilon refers to, lose no more than "
+    "epsilon. It is an upper estimate of the least size and falls as survivors are trained longer, or other supports "
+    "are tried; where the network is no minimum of that loss, retraining also gains something that pruning may spend. "
+    "'Chained' retraining starts from the next larger retrained support too. Seconds are those of a shared machine."
+)
+
+
+def headings(row: Row) -> tuple[str, ...]:
+    """Return the headings of a row's table."""
+    truths = [f"minus truth, {one.label}" for one in row.truths]
+    return "estimator", "keep fraction", "interval", *truths, "kind"
 
 
 def cells(row: Row, estimate: LimitEstimate) -> tuple[str, ...]:
-    """Return a line of the table, one cell for each of HEADINGS."""
-    truth = row.point(row.truth)
+    """Return a line of the table, one cell for each heading."""
     kept = estimate.keep_fraction
-    difference = "" if truth is None else f"{100 * (kept.value - truth.keep_fraction):+.1f}"
     return (
         estimate.name,
         percent(kept.value),
         "" if kept.low == kept.high else f"{percent(kept.low)} to {percent(kept.high)}",
-        "" if truth is None else percent(truth.keep_fraction),
-        difference,
+        *(f"{100 * (kept.value - one.size.keep_fraction):+.1f}" for one in row.truths),
         "upper bound on these data" if estimate.is_upper_bound else "estimate",
     )
+
+
+def truth_cells(row: Row, truth: Retrained) -> tuple[str, ...]:
+    """Return a truth's line of the table."""
+    failed = truth.at(truth.failed)
+    below = "" if failed is None else f"{percent(failed.keep_fraction)} failed"
+    others = (f"{100 * (truth.size.keep_fraction - one.size.keep_fraction):+.1f}" for one in row.truths)
+    return f"truth, {truth.label}", percent(truth.size.keep_fraction), below, *others, "measured: upper estimate"
 
 
 def percent(fraction: float) -> str:
@@ -44,42 +61,41 @@ def title(row: Row) -> str:
     return f"{row.task}, {row.structures}, epsilon {epsilon.value:.3g} nats{source}"
 
 
+def lines_of(row: Row) -> list[tuple[str, ...]]:
+    """Return all lines of a row's table: the truths, then the estimates."""
+    estimates = [cells(row, estimate) for estimate in row.limit.estimates]
+    return [*(truth_cells(row, truth) for truth in row.truths), *estimates]
+
+
 def as_table(row: Row) -> Table:
     """Return a row as a table for the console."""
-    table = Table(
-        title=title(row), title_justify="left", caption=truth_text(row), caption_justify="left", box=SIMPLE_HEAD
-    )
-    for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if number < LEFT else "right", no_wrap=True)
-    for estimate in row.limit.estimates:
-        table.add_row(*cells(row, estimate))
+    table = Table(title=title(row), caption=truth_text(row), box=SIMPLE_HEAD)
+    table.title_justify = table.caption_justify = "left"
+    for number, heading in enumerate(headings(row)):
+        table.add_column(heading, justify="left" if number < LEFT else "right")
+    for line in lines_of(row):
+        table.add_row(*line)
     return table
 
 
 def truth_text(row: Row) -> str:
-    """Return a sentence about the retrained truth."""
-    truth, failed, whole = row.point(row.truth), row.point(row.failed), row.point(0)
-    if truth is None or whole is None:
+    """Return sentences about the retrained truths."""
+    if not row.truths:
         return "No truth: supports were not retrained."
-    limit = row.limit
-    below = f"{percent(failed.keep_fraction)} failed" if failed is not None else "nothing smaller is on the path"
-    gained = limit.loss - whole.loss
-    text = (
-        f"Truth, an upper estimate: {percent(truth.keep_fraction)} of all parameters, retrained to a loss of "
-        f"{truth.loss:.4g} nats; {below}. Retraining with everything kept lowers the loss by {gained:.3g} nats "
-        f"({gained / limit.epsilon.value:.2g} epsilon)."
-    )
-    return text if truth.accuracy is None else f"{text} Accuracy {percent(truth.accuracy)}{_held_out(row)}."
-
-
-def _held_out(row: Row) -> str:
-    truth, whole = row.point(row.truth), row.point(0)
-    if truth is None or whole is None or truth.held_out_accuracy is None or whole.held_out_accuracy is None:
-        return ""
-    return (
-        f", held out {percent(truth.held_out_accuracy)} (everything kept and retrained: "
-        f"{percent(whole.held_out_accuracy)})"
-    )
+    epsilon = row.limit.epsilon.value
+    said = []
+    for truth in row.truths:
+        whole, size = truth.at(0), truth.size
+        text = f"Retrained for {truth.label}: loss {size.loss:.3g} nats at {percent(size.keep_fraction)}"
+        if size.held_out_accuracy is not None:
+            text += f", held-out accuracy {percent(size.held_out_accuracy)}"
+        if whole is not None:
+            gained = row.limit.loss - whole.loss
+            text += f"; with everything kept the loss falls by {gained:.3g} nats ({gained / epsilon:.2g} epsilon)"
+        if whole is not None and whole.held_out_accuracy is not None:
+            text += f", held-out accuracy {percent(whole.held_out_accuracy)}"
+        said.append(text + ".")
+    return " ".join(said)
 
 
 def as_markdown(rows: Sequence[Row], plot: str | None) -> str:
@@ -99,29 +115,20 @@ def as_markdown(rows: Sequence[Row], plot: str | None) -> str:
     lines += [f"Command: `{command}`  " for command in dict.fromkeys(row.command for row in rows)]
     lines += [f"{note}.  " for note in dict.fromkeys(note for row in rows for note in row.notes)]
     lines += [
-        "Keep fractions count all parameters. The truth is the smallest support *on the estimators' own path* whose "
-        "survivors, retrained on the same loss and data, lose no more than epsilon: an upper estimate, since other "
-        "supports and longer training may do better. Differences are estimate minus truth in percentage points. "
-        "Seconds are those of one shared machine, an indication only.  ",
+        READING + "  ",
         f"Versions: {versions}. Commit: {', '.join(dict.fromkeys(row.commit for row in rows))}. "
         f"Machine: {', '.join(dict.fromkeys(row.machine for row in rows))}.",
     ]
     if plot is not None:
         lines += ["", f"![rise of the loss over the keep fraction]({plot})"]
     for row in rows:
-        lines += ["", f"## {title(row)}", "", *facts(row), ""]
-        lines += grid(HEADINGS, [cells(row, estimate) for estimate in row.limit.estimates])
-        lines += ["", truth_text(row)]
-    seen: set[str] = set()
+        lines += ["", f"## {title(row)}", "", *facts(row), "", *grid(headings(row), lines_of(row)), "", truth_text(row)]
+    shown: set[str] = set()
     for row in rows:
-        if row.points and row.structures not in seen:
-            seen.add(row.structures)
-            lines += [
-                "",
-                f"## {row.task}, {row.structures}: retrained supports",
-                "",
-                *grid(POINT_HEADINGS, points(row)),
-            ]
+        for truth in row.truths if row.structures not in shown else ():
+            shown.add(row.structures)
+            heading = f"## {row.task}, {row.structures}: supports retrained for {truth.label}"
+            lines += ["", heading, "", *grid(POINT_HEADINGS, points(row, truth))]
     return "\n".join(lines) + "\n"
 
 
@@ -132,11 +139,15 @@ def facts(row: Row) -> list[str]:
         f"Loss {limit.loss:.5g} nats on {limit.examples:,} examples; epsilon {_epsilon(limit.epsilon)} "
         f"({limit.epsilon_source}). {limit.weights:,} parameters, {limit.free:,} always kept, {limit.dead:,} dead; "
         f"{limit.structures:,} structures. Curvature {limit.curvature}, effective dimension "
-        f"{limit.dimension.value:.4g}. {limit.seconds:.1f} s for the limits, {row.truth_seconds:.1f} s for the truth, "
-        f"largest Lanczos basis {limit.memory_bytes / 1e6:.1f} MB."
+        f"{limit.dimension.value:.4g}. {limit.seconds:.1f} s for the estimates, "
+        f"{_seconds(row)}largest Lanczos basis {limit.memory_bytes / 1e6:.1f} MB."
     ]
     lines += [f"{_checks(limit)}"] if _checks(limit) else []
     return ["  \n".join(lines + [f"Warning: {text}." for text in limit.warnings])]
+
+
+def _seconds(row: Row) -> str:
+    return "".join(f"{truth.seconds:.1f} s to retrain for {truth.label}, " for truth in row.truths)
 
 
 def _epsilon(epsilon: Interval) -> str:
@@ -154,7 +165,7 @@ def _checks(limit: Limit) -> str:
     return f"Checks: {'; '.join(said)}." if said else ""
 
 
-def points(row: Row) -> list[tuple[str, ...]]:
+def points(row: Row, truth: Retrained) -> list[tuple[str, ...]]:
     """Return the retrained supports, one tuple for each, with POINT_HEADINGS."""
     own = row.limit.loss
 
@@ -170,7 +181,7 @@ def points(row: Row) -> list[tuple[str, ...]]:
             shown(point.held_out_accuracy, "{:.2%}"),
             point.start,
         )
-        for point in row.points
+        for point in truth.points
     ]
 
 

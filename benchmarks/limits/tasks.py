@@ -78,8 +78,8 @@ class Prepared:
         In evaluation mode.
     data, held_out
         Batches without augmentation.
-    retraining
-        How survivors are trained.
+    retrainings
+        How survivors are trained, in several ways: what they reach depends on it.
     curvature
         What the limits use unless the command line says otherwise.
     notes
@@ -89,7 +89,7 @@ class Prepared:
     model: nn.Module
     data: list[tuple[Tensor, Tensor]]
     held_out: list[tuple[Tensor, Tensor]]
-    retraining: Retraining
+    retrainings: tuple[Retraining, ...]
     curvature: str
     notes: tuple[str, ...]
 
@@ -151,7 +151,7 @@ class Sparse:
     read: Callable[[Options], Split]
     training: ProximalAdam
     epsilons: tuple[float | str, ...]
-    retraining: Retraining
+    retrainings: tuple[Retraining, ...]
     block: tuple[int, int] = (1, 8)
     structures: tuple[str, ...] = ("weights", "blocks", "channels")
     quick_steps: int = 400
@@ -174,9 +174,9 @@ class Sparse:
         model = initialise(Perceptron(self.widths), options.seed)
         about = {**asdict(training), "widths": list(self.widths), "examples": len(data)}
         reached = self._trained(model, data, training, options.work / self.name, about)
-        retraining = replace(self.retraining, seed=options.seed)
+        retrainings = tuple(replace(one, seed=options.seed) for one in self.retrainings)
         if options.quick:
-            retraining = replace(retraining, epochs=max(1, retraining.epochs // 4))
+            retrainings = (replace(retrainings[0], epochs=max(1, retrainings[0].epochs // 4)),)
         note = (
             f"Trained by proximal Adam on cross-entropy + {training.penalty:g} |w|_1: loss {reached.loss:.4g} nats, "
             f"{100 * reached.nonzero:.1f} % of the penalised weights not zero; a slow last cycle on all data lowered "
@@ -188,7 +188,7 @@ class Sparse:
             model.eval().to(options.device),
             data.batches(BATCH),
             held_out.batches(1000),
-            retraining,
+            retrainings,
             "ggn" if model.get_parameter("layers.0.weight").numel() < 50_000 else "auto",
             (note, plain, OWN_DATA),
         )
@@ -235,7 +235,10 @@ class TrainedResNet:
             model,
             images(folder, "train_0").first(examples).batches(BATCH),
             images(folder, "test").first(held_out).batches(500),
-            Retraining(epochs=1 if options.quick else 6, batch=100, rate=1e-3, checks=3, seed=options.seed),
+            (
+                Retraining(epochs=1, batch=100, rate=1e-3, checks=1, chained=False, seed=options.seed),
+                *([] if options.quick else [Retraining(epochs=5, batch=100, rate=1e-3, checks=2, seed=options.seed)]),
+            ),
             "layerwise",
             (note, OWN_DATA),
         )
@@ -310,7 +313,7 @@ class Published:
             model,
             split.train.first(options.examples).batches(BATCH),
             split.held_out.first(options.held_out).batches(BATCH),
-            Retraining(epochs=5, batch=BATCH, rate=3e-4, checks=5, seed=options.seed),
+            (Retraining(epochs=5, batch=BATCH, rate=3e-4, checks=5, seed=options.seed),),
             "ggn" if device.type == "cuda" else "layerwise",
             self._notes(recipe, options),
         )
@@ -348,7 +351,7 @@ def _digits_task(penalty: str, epsilons: Sequence[float]) -> Sparse:
         _digits,
         ProximalAdam(float(penalty)),
         tuple(epsilons),
-        Retraining(epochs=400, rate=0.003),
+        (Retraining(epochs=400, rate=0.003, chained=False), Retraining(epochs=2000, rate=0.03)),
     )
 
 
@@ -360,9 +363,12 @@ TASKS: tuple[Task, ...] = (
         "Fashion-MNIST, 10,000 training images, perceptron 784-300-100-10, l1 penalty 1e-4",
         (784, 300, 100, 10),
         _fashion,
-        ProximalAdam(1e-4, steps=3000, batch=500, settle=150, rate=0.003),
+        ProximalAdam(1e-4, steps=6000, batch=500, settle=300, rate=0.003),
         ("batch_std", 0.01),
-        Retraining(epochs=8, batch=250, rate=1e-3, checks=4),
+        (
+            Retraining(epochs=4, batch=250, rate=1e-3, checks=4, chained=False),
+            Retraining(epochs=20, batch=250, rate=3e-3, checks=5),
+        ),
     ),
     TrainedResNet(),
     Published("fc5", "FC5 on CIFAR-10", lambda: Perceptron(FC5), cifar10, Recipe(0.01, 5e-5)),

@@ -62,6 +62,9 @@ class Retraining:
         Peak step size.
     checks
         How often, evenly spread, the loss on all the data is measured, to keep the best weights seen.
+    chained
+        Whether the retrained weights of the next larger support measured before are a second start. With them, small
+        supports have been trained several times over.
     seed
         Decides the order of the examples.
     """
@@ -70,7 +73,14 @@ class Retraining:
     batch: int | None = None
     rate: float = 0.003
     checks: int = 20
+    chained: bool = True
     seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """How long survivors are trained, in words."""
+        unit = "steps" if self.batch is None else "epochs"
+        return f"{self.epochs:,} {unit if self.epochs != 1 else unit[:-1]}{', chained' if self.chained else ''}"
 
     def run(self, model: nn.Module, masks: Mapping[str, Tensor], data: Batches, loss: Loss) -> float:
         """Train `model` in place from the weights it has; it is left with the best ones seen, whose loss is returned.
@@ -179,8 +189,6 @@ class Truth:
         How survivors are trained.
     starts
         Further weights to start from, whole state by parameter name.
-    enough
-        A loss at which no further start is tried.
     """
 
     def __init__(
@@ -193,7 +201,6 @@ class Truth:
         held_out: Batches = (),
         retraining: Retraining | None = None,
         starts: Sequence[Weights] = (),
-        enough: float = -math.inf,
     ) -> None:
         self.model = model
         self.supports = supports
@@ -202,7 +209,6 @@ class Truth:
         self.held_out = held_out
         self.retraining = Retraining() if retraining is None else retraining
         self.starts = starts
-        self.enough = enough
         self.points: dict[int, Point] = {}
         self._weights: dict[int, Weights] = {}
 
@@ -224,8 +230,6 @@ class Truth:
             value = self.retraining.run(trial, masks, self.data, self.loss)
             if value < best:
                 best, weights, name = value, copies(trial), label
-            if best <= self.enough:
-                break
         final = copy.deepcopy(self.model)
         write(final, weights)
         seen = evaluate(final, self.data, self.loss)
@@ -295,7 +299,7 @@ class Truth:
     def _starts(self, position: int) -> Iterator[tuple[str, Weights]]:
         yield "own", copies(self.model)
         larger = [other for other in self._weights if self.supports.kept[other] > self.supports.kept[position]]
-        if larger:
+        if larger and self.retraining.chained:
             yield "larger", self._weights[max(larger, key=lambda other: (-self.supports.kept[other], other))]
         for number, start in enumerate(self.starts, start=1):
             yield f"given {number}", start

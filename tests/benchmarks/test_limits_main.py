@@ -34,9 +34,10 @@ def test_a_quick_run_writes_rows_page_and_picture(folders: tuple[Path, Path]) ->
     folder = folders[0] / "digits-5e-4"
     (row,) = read_rows(folder)
     assert [one.name for one in row.limit.estimates] == ["paper", "generic", "trust 0.05", "trust 0.1", "constructive"]
-    truth, failed = row.point(row.truth), row.point(row.failed)
-    assert truth is not None and truth.loss <= row.limit.loss + row.limit.epsilon.value
-    assert failed is None or failed.loss > row.limit.loss + row.limit.epsilon.value and failed.kept < truth.kept
+    (truth,) = row.truths
+    most, failed = row.limit.loss + row.limit.epsilon.value, truth.at(truth.failed)
+    assert truth.size.loss <= most
+    assert failed is None or failed.loss > most and failed.kept < truth.size.kept
     assert (folder / limits.PLOT).stat().st_size > 5000
     page = (folder / "table.md").read_text()
     assert "no figure means anything" in page and "not an experiment of Zhang et al." in page
@@ -46,7 +47,7 @@ def test_a_quick_run_writes_rows_page_and_picture(folders: tuple[Path, Path]) ->
 def test_the_truth_never_exceeds_the_constructive_bound(folders: tuple[Path, Path]) -> None:
     """Retraining is measured at the size that the constructive estimate built."""
     (row,) = read_rows(folders[0] / "digits-5e-4")
-    sizes = [round(point.keep_fraction, 9) for point in row.points]
+    sizes = [round(point.keep_fraction, 9) for point in row.truths[0].points]
     assert round(row.limit["constructive"].keep_fraction.value, 9) in sizes
 
 
