@@ -12,6 +12,7 @@ import numpy as np
 
 from solvers.bounds.multiple_choice import MultipleChoice, Relaxation, relax
 from solvers.knapsack_check import CoreProof
+from solvers.knapsack_core import narrow_core
 from solvers.knapsack_moves import Moves
 from solvers.knapsack_tree import Box, Tree, search_box
 from solvers.problem import FloatArray, IntArray
@@ -28,6 +29,13 @@ _STARTS = 12
 
 #: Exchanges of two groups, with several budgets.
 _EXCHANGES = 20
+
+#: Options beyond one per class in the programs over a narrow core, with several budgets, and their nodes.
+_CORES = (60, 100)
+_CORE_NODES = 2_000
+
+#: Share of the time left that one of them may take.
+_CORE_SHARE = 0.15
 
 #: Options among which moves are looked for.
 _NEAR = 4_000
@@ -178,6 +186,8 @@ class KnapsackSearch:
         for beam in _BEAMS:
             while not self.done() and self.left() and self.search(relaxed, tried, beam):
                 pass
+        if len(self.classes.room) > 1:
+            self.narrow(relaxed)
         if not self.done() and self.left() and self.best is not None:
             self.branch(relaxed, tried)
         if not self.done() and (not self.left() or self.best is None):
@@ -210,6 +220,20 @@ class KnapsackSearch:
         if bound < self.bound and (found.complete or not improved):
             self.bound, self.proof = bound, CoreProof((self.whole(relaxed.prices),), tried, beam, False, most)
         return improved and not found.complete
+
+    def narrow(self, relaxed: Relaxation) -> None:
+        """Better choices from narrow cores: branch and bound then has less to look at."""
+        classes = self.classes
+        moves = Moves(classes, relaxed.prices, np.arange(len(classes.values), dtype=np.int64)[:_NEAR])
+        for extra in _CORES:
+            if self.done():
+                return
+            seconds = None if self.time_limit is None else _CORE_SHARE * (self.time_limit - self.seconds())
+            found = narrow_core(classes, relaxed.prices, extra, _CORE_NODES, seconds)
+            if found is not None and (classes.used(found) > classes.room).any():
+                found = moves.repair(found)
+            if found is not None:
+                self.offer(self.maximal(found))
 
     def branch(self, relaxed: Relaxation, tried: FloatArray) -> None:
         """Split the core into boxes that are small enough to search."""

@@ -17,6 +17,7 @@ from solvers.bounds.core import reduce, search
 from solvers.bounds.multiple_choice import MultipleChoice, relax
 from solvers.knapsack import Knapsack
 from solvers.knapsack_check import CoreCheck
+from solvers.knapsack_core import narrow_core
 from solvers.problem import Capacity, Group, Link, LocalLimit, Product, SelectionProblem, Table, ValueTable
 from solvers.result import Certificate, Limit, Result, TerminationReason, relative_gap
 from solvers.verify import is_feasible
@@ -290,6 +291,31 @@ def test_slack_budgets_and_empty_problems_are_trivial() -> None:
         certified(result).verify(empty)
     result = EXACT.solve(SelectionProblem((), (Capacity("macs", 4, (Product((), 5),)),), 0))
     assert result.termination.reason is TerminationReason.INFEASIBLE
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_core_of_all_options_holds_the_optimum(seed: int) -> None:
+    """The program over the narrow core loses nothing but the options left out; it takes one option of each class."""
+    problem = small_separable(seed)
+    best = best_choice(problem)
+    classes = MultipleChoice.of(problem)
+    if best is None or not len(classes):
+        return
+    prices = np.zeros(len(problem.capacities))
+    found = narrow_core(classes, prices, len(classes.values), nodes=10_000, seconds=None)
+    assert found is not None
+    assert np.array_equal(classes.owner[found], np.arange(len(classes)))
+    assert classes.values[found].sum() == pytest.approx(classes.values[best.choice + classes.starts[:-1]].sum())
+
+
+def test_a_narrow_core_holds_a_choice_close_to_the_bound() -> None:
+    """With four budgets 60 options beyond one per class are enough for 2e-5 of the value; exchanges end at 4e-5."""
+    classes = MultipleChoice.of(layers(0, 160, 128, 4, True))
+    relaxed = relax(classes)
+    found = narrow_core(classes, relaxed.prices, 60, nodes=2_000, seconds=None)
+    assert found is not None
+    assert (classes.used(found) <= classes.room).all()
+    assert classes.values[found].sum() >= relaxed.bound * (1 - 2e-5)
 
 
 def test_a_time_limit_of_nothing_returns_a_choice_within_budget() -> None:
