@@ -149,7 +149,10 @@ def _retrained(
     for keep_fraction in track(sorted({*settings.grid, *built}, reverse=True), f"retraining, {retraining.label}"):
         if truth.measure(truth.at(keep_fraction)).loss > own + HOPELESS * most:
             break
-    reached = [truth.limit(own + limit.epsilon.value, settings.resolution) for limit in limits]
+    seen = 0
+    while seen < len(truth.points):  # a support measured for one epsilon may work for another
+        seen = len(truth.points)
+        reached = [truth.limit(own + limit.epsilon.value, settings.resolution) for limit in limits]
     seconds = perf_counter() - start
     points = tuple(sorted(truth.points.values(), key=lambda point: point.position))
     return [

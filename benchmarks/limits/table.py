@@ -15,11 +15,12 @@ __all__ = ["as_markdown", "as_table"]
 POINT_HEADINGS = ("kept", "rise of the loss (nats)", "accuracy", "held-out loss", "held-out accuracy", "best start")
 LEFT = 1  # columns of words
 READING = (
-    "Keep fractions count all parameters; differences are in percentage points. A truth is the smallest support *on the "
-    "estimators' own path* whose survivors, retrained on the loss and data that epsilon refers to, lose no more than "
-    "epsilon. It is an upper estimate of the least size and falls as survivors are trained longer, or other supports "
-    "are tried; where the network is no minimum of that loss, retraining also gains something that pruning may spend. "
-    "'Chained' retraining starts from the next larger retrained support too. Seconds are those of a shared machine."
+    "Keep fractions count all parameters; differences are in percentage points. A truth is the smallest support *on "
+    "the estimators' own path* whose survivors, retrained on the loss and data that epsilon refers to, lose no more "
+    "than epsilon. It is an upper estimate of the least size and falls as survivors are trained longer, or other "
+    "supports are tried; where the network is no minimum of that loss, retraining also gains something that pruning may "
+    "spend. 'Chained' retraining starts from the next larger retrained support too. Seconds are those of a shared "
+    "machine."
 )
 
 
@@ -113,9 +114,9 @@ def as_markdown(rows: Sequence[Row], plot: str | None) -> str:
     quick = ["**A quick run, to see that all works: the network is hardly trained, and no figure means anything.**", ""]
     lines = [f"# Pruning limit: {first.about}", "", *(quick if first.settings.get("quick") else [])]
     lines += [f"Command: `{command}`  " for command in dict.fromkeys(row.command for row in rows)]
-    lines += [f"{note}.  " for note in dict.fromkeys(note for row in rows for note in row.notes)]
+    lines += [f"{note[0].upper()}{note[1:]}.  " for note in dict.fromkeys(note for row in rows for note in row.notes)]
     lines += [
-        READING + "  ",
+        f"{READING}  ",
         f"Versions: {versions}. Commit: {', '.join(dict.fromkeys(row.commit for row in rows))}. "
         f"Machine: {', '.join(dict.fromkeys(row.machine for row in rows))}.",
     ]

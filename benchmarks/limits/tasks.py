@@ -214,12 +214,12 @@ class TrainedResNet:
     """ResNet-20 with its published weights, on some of CIFAR-10's training images."""
 
     name: str = "resnet20"
-    about: str = "ResNet-20 on CIFAR-10 with trained weights; 2,000 training images"
+    about: str = "ResNet-20 on CIFAR-10 with trained weights; 1,000 training images"
     epsilons: tuple[float | str, ...] = ("batch_std",)
     structures: tuple[str, ...] = ("weights", "channels")
     block: tuple[int, int] = (8, 8)
-    examples: int = 2000
-    held_out: int = 2000
+    examples: int = 1000
+    held_out: int = 1000
 
     def prepare(self, options: Options) -> Prepared:
         """Read weights and images."""
@@ -237,7 +237,7 @@ class TrainedResNet:
             images(folder, "test").first(held_out).batches(500),
             (
                 Retraining(epochs=1, batch=100, rate=1e-3, checks=1, chained=False, seed=options.seed),
-                *([] if options.quick else [Retraining(epochs=5, batch=100, rate=1e-3, checks=2, seed=options.seed)]),
+                *([] if options.quick else [Retraining(epochs=3, batch=100, rate=1e-3, checks=2, seed=options.seed)]),
             ),
             "layerwise",
             (note, OWN_DATA),

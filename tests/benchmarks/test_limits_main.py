@@ -40,7 +40,7 @@ def test_a_quick_run_writes_rows_page_and_picture(folders: tuple[Path, Path]) ->
     assert failed is None or failed.loss > most and failed.kept < truth.size.kept
     assert (folder / limits.PLOT).stat().st_size > 5000
     page = (folder / "table.md").read_text()
-    assert "no figure means anything" in page and "not an experiment of Zhang et al." in page
+    assert "no figure means anything" in page and "Not an experiment of Zhang et al." in page
     assert row.command in page and row.commit and row.versions["torch"] == torch.__version__
 
 
