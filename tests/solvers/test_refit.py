@@ -24,7 +24,7 @@ from solvers.bounds.refit import (
 from solvers.bounds.refit_conic import conic_bound
 from solvers.elimination import eliminate
 from solvers.quadratic import QuadraticMap, RefitProblem, damped, map_from_cross, reduced, single_inputs
-from solvers.refit import Refit, from_activity, from_backward, from_forward, width_curve
+from solvers.refit import Refit, from_activity, from_backward, from_forward, from_inverse, width_curve
 from solvers.refit_moves import swap_bounds, swap_gains
 from solvers.refit_path import backward, forward
 from solvers.result import Limit, TerminationReason
@@ -201,6 +201,18 @@ def test_small_problems_are_mostly_solved_to_the_optimum() -> None:
     problems = [random_problem(seed) for seed in range(40)]
     optimal = [Refit(starts=starts).solve(one).error <= optimum(one) * (1 + 1e-6) for one in problems]
     assert np.mean(optimal) >= 0.9
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_inverse_ranks_structures_by_what_removing_each_alone_loses(seed: int) -> None:
+    """For every size: the structures that stay are those whose removal alone, all others refitted, loses most."""
+    problem = random_problem(seed)
+    maps = [reduced(one) for one in problem.maps]
+    alone = [problem.lost(np.arange(problem.size) != g) for g in range(problem.size)]
+    order = np.argsort(-np.array(alone), kind="stable")
+    for keep in range(1, problem.size):
+        kept = from_inverse(maps, keep, lambda: False)
+        assert set(np.flatnonzero(kept)) == set(order[:keep])
 
 
 @pytest.mark.parametrize("seeds", [range(40), pytest.param(range(40, 600), marks=pytest.mark.slow)])
