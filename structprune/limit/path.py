@@ -18,7 +18,7 @@ from structprune.axes.linear_maps import linear_maps
 from structprune.limit.layout import Layout
 from structprune.structures import ChannelAxis, EntryAxis, Structures
 
-__all__ = ["Path", "removal_path"]
+__all__ = ["Path", "axis_path", "removal_path"]
 
 IntArray = np.ndarray
 
@@ -89,6 +89,7 @@ def removal_path(
     structures: Structures | None = None,
     free: Iterable[str] = (),
     seen: Collection[str] | None = None,
+    entire: Collection[int] = (),
 ) -> Path:
     """The path of a network.
 
@@ -103,6 +104,8 @@ def removal_path(
         structure takes them along.
     seen
         For single weights: the parameters that may lose some, None for all.
+    entire
+        Indices of axes of which all entries are active, because not only weights read them.
 
     Raises
     ------
@@ -114,10 +117,17 @@ def removal_path(
     if structures is None:
         path = _by_magnitude(model, layout, kept_whole, seen)
     else:
-        path = _by_structure(model, layout, structures, kept_whole)
+        protected = [bool(kept_whole & set(axis.tensors())) for axis in structures.axes]
+        path = _by_structure(model, layout, structures, _energy(model, structures), protected, entire)
     if path.last == 0:
         raise ValueError("Expected something that can be removed. Got nothing. Pass fewer free= or other structures=.")
     return path
+
+
+def axis_path(model: nn.Module, structures: Structures, index: int) -> Path:
+    """The path on which one axis alone loses its structures, in any order that its levels allow."""
+    protected = [other != index for other in range(len(structures.axes))]
+    return _by_structure(model, Layout.of(model), structures, np.ones(structures.n), protected)
 
 
 def _matching(layout: Layout, free: Iterable[str]) -> set[str]:
@@ -147,18 +157,27 @@ def _by_magnitude(model: nn.Module, layout: Layout, kept_whole: set[str], seen: 
     return Path(layout, birth, birth, np.arange(count + 1))
 
 
-def _by_structure(model: nn.Module, layout: Layout, structures: Structures, kept_whole: set[str]) -> Path:
+def _energy(model: nn.Module, structures: Structures) -> np.ndarray:
+    """Mean square of each structure's weights, ``(n,)``."""
     named = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
     squares = {name: named[name].double().square() for name in structures.shapes if name in named}
-    energy = structures.sum(squares) / np.maximum(
-        structures.sum({n: torch.ones_like(t) for n, t in squares.items()}), 1
-    )
-    protected = [bool(kept_whole & set(axis.tensors())) for axis in structures.axes]
+    counts = structures.sum({name: torch.ones_like(square) for name, square in squares.items()})
+    return np.asarray(structures.sum(squares) / np.maximum(counts, 1))
+
+
+def _by_structure(
+    model: nn.Module,
+    layout: Layout,
+    structures: Structures,
+    energy: np.ndarray,
+    protected: list[bool],
+    entire: Collection[int] = (),
+) -> Path:
     rank, kept = _ranks(structures, energy, protected)
     first = _first_names(model)
     birth, active = np.zeros(layout.size, dtype=np.int32), np.zeros(layout.size, dtype=np.int32)
     inputs = _input_dimensions(structures)
-    for axis in structures.axes:
+    for number, axis in enumerate(structures.axes):
         own = rank[axis.entries]
         if isinstance(axis, EntryAxis):
             if (name := first.get(axis.tensor)) in layout.names:
@@ -166,8 +185,8 @@ def _by_structure(model: nn.Module, layout: Layout, structures: Structures, kept
                 grown = np.where(index >= 0, own[np.maximum(index, 0)], 0).reshape(-1)
                 for target in (birth, active):
                     np.maximum(target[layout.place(name)], grown, out=target[layout.place(name)])
-        elif isinstance(axis, ChannelAxis):
-            reads = any((member.tensor, member.dim) in inputs for member in axis.members)
+        elif isinstance(axis, ChannelAxis) and own.any():
+            reads = any((member.tensor, member.dim) in inputs for member in axis.members) and number not in entire
             for member in axis.members:
                 if (name := first.get(member.tensor)) not in layout.names:
                     continue

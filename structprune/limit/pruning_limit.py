@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,14 @@ from torch import Tensor, nn
 from solvers.effective_dimension import Spectrum
 from structprune.axes.propagate import LabelledGraph
 from structprune.data import Loss
+from structprune.limit.active import checked_path
 from structprune.limit.curvature import Curvature, GaussNewton, Hessian, LossAt
 from structprune.limit.estimating import ESTIMATORS, Estimating
 from structprune.limit.given import checked_loss, epsilon_of, refuse_unsteady
 from structprune.limit.lanczos import Lanczos, check_memory
 from structprune.limit.layer_curves import layer_curves
 from structprune.limit.layerwise import Layerwise, layerwise
-from structprune.limit.path import Path, removal_path
+from structprune.limit.path import Path
 from structprune.limit.slq import quadrature
 from structprune.limit.value import Interval, Limit, LimitEstimate
 from structprune.progress import Phases
@@ -221,35 +221,14 @@ def _memory(here: Tensor, steps: int, progress: bool) -> int:
 def _path(
     at: LossAt, here: Tensor, structures: Structures | None, free: Iterable[str], operator: Curvature
 ) -> tuple[Path, list[str]]:
-    """The path, and what a reader should know of it.
-
-    That the active part of a structure is all that matters is checked by running the network half pruned; where it is
-    not so, everything that a structure takes counts.
-    """
-    notes = []
+    """The path, and what a reader should know of it."""
     seen = {layer.name for layer in operator.layers} if isinstance(operator, Layerwise) else None
-    path = removal_path(at.model, structures, free, seen)
+    path, notes = checked_path(at, here, structures, free, seen)
     whole = [name for name, shape in zip(at.layout.names, at.layout.shapes, strict=True) if len(shape) > 1]
     unseen = [name for name in whole if seen is not None and name not in seen]
     if unseen and structures is None:
         notes.append(f"{', '.join(unseen[:3])}{' ...' if unseen[3:] else ''}: no layer-wise curvature, always kept")
-    half = path.last // 2
-    everything, active = path.kept(half).to(here.device), ~path.cut(half).to(here.device)
-    if not bool((everything == active).all()) and not _same_outputs(at, here * everything, here * active):
-        path = replace(path, active=path.birth)
-        notes.append("later layers read removed structures in ways that are not seen: all their weights count")
     return path, notes
-
-
-@torch.no_grad()
-def _same_outputs(at: LossAt, one: Tensor, other: Tensor) -> bool:
-    outputs = [at.output(at.layout.split(weights), at.batches[0][0]) for weights in (one, other)]
-    pairs = zip(*(torch.utils._pytree.tree_leaves(output) for output in outputs), strict=True)
-    return all(
-        torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
-        for a, b in pairs
-        if isinstance(a, Tensor) and a.is_floating_point() and a.numel()
-    )
 
 
 def _probed(

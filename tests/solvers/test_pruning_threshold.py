@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from solvers.effective_dimension import FloatArray, Spectrum
 from solvers.pruning_threshold import first_true, generic_loss, generic_threshold, paper_loss, paper_threshold
@@ -56,7 +57,7 @@ def test_a_support_larger_than_the_rank_loses_nothing() -> None:
     assert generic_loss(2, 5.0, spectrum, 20) > 0
 
 
-def exact_loss(inverse: FloatArray, weights: FloatArray, removed: FloatArray) -> float:
+def exact_loss(inverse: FloatArray, weights: FloatArray, removed: NDArray[np.intp]) -> float:
     """Loss of removing some weights and updating the rest optimally (Hassibi and Stork 1993)."""
     return float(0.5 * weights[removed] @ np.linalg.solve(inverse[np.ix_(removed, removed)], weights[removed]))
 

@@ -12,14 +12,14 @@ from solvers.effective_dimension import FloatArray
 from solvers.trust_region import trust_region
 
 
-def tridiagonal(seed: int, size: int, rank: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+def tridiagonal(seed: int, size: int, rank: int) -> tuple[list[float], list[float], FloatArray]:
     """Diagonal and off-diagonal of a positive semidefinite matrix B'B, B upper bidiagonal, and the matrix."""
     rng = np.random.default_rng(seed)
     upper = np.diag(rng.uniform(0.2, 2.0, size)) + np.diag(rng.uniform(0.2, 1.0, size - 1), 1)
     # A zero on the diagonal of B takes one from the rank.
     upper[rank:, :] = 0.0
     matrix = upper.T @ upper
-    return np.diag(matrix).copy(), np.diag(matrix, 1).copy(), matrix
+    return np.diag(matrix).tolist(), np.diag(matrix, 1).tolist(), matrix
 
 
 def fall_at(matrix: FloatArray, norm: float, step: FloatArray) -> float:
