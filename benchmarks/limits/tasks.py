@@ -366,8 +366,8 @@ TASKS: tuple[Task, ...] = (
         ProximalAdam(1e-4, steps=6000, batch=500, settle=300, rate=0.003),
         ("batch_std", 0.01),
         (
-            Retraining(epochs=4, batch=250, rate=1e-3, checks=4, chained=False),
-            Retraining(epochs=20, batch=250, rate=3e-3, checks=5),
+            Retraining(epochs=3, batch=250, rate=1e-3, checks=3, chained=False),
+            Retraining(epochs=8, batch=250, rate=3e-3, checks=4),
         ),
     ),
     TrainedResNet(),
