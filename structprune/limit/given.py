@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ __all__ = ["checked_loss", "epsilon_of", "refuse_unsteady"]
 
 #: Resamplings of the batches behind epsilon's interval.
 RESAMPLES = 2000
-#: Two products with one vector may differ by this much, relatively; a GPU adds in varying order.
+#: Two losses, or products with one vector, may differ by this much, relatively; a GPU adds in varying order.
 STEADY = 1e-4
 
 
@@ -27,7 +28,8 @@ def checked_loss(model: nn.Module, data: Any, loss: Loss | None) -> LossAt:
     Raises
     ------
     TypeError, ValueError
-        For a network in training mode or without finite loss, empty data, data that differ from pass to pass.
+        For a network in training mode, one whose loss is not finite or is random, empty data, data that differ from
+        pass to pass.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected model to be a torch.nn.Module. Got {type(model).__name__}. Pass the network itself.")
@@ -49,7 +51,17 @@ def checked_loss(model: nn.Module, data: Any, loss: Loss | None) -> LossAt:
     if not math.isfinite(value):
         cause = "the weights hold" if not bool(here.isfinite().all()) else "the data or the loss give"
         raise ValueError(f"Expected a finite loss. Got {value}: {cause} NaN or infinite numbers. Mend them first.")
+    _refuse_random(at, here)
     return at
+
+
+def _refuse_random(at: LossAt, here: Tensor) -> None:
+    first, second = (np.array(at.by_batch(here)) for _ in range(2))
+    if (np.abs(first - second) > STEADY * np.abs(first)).any():
+        raise ValueError(
+            f"Expected the same loss each time. Got {first.mean():.6g} and then {second.mean():.6g} on the same data. "
+            "Look for random layers that evaluation mode does not turn off."
+        )
 
 
 def _fingerprint(batches: Batches) -> list[tuple[Any, ...]]:
@@ -111,7 +123,7 @@ def epsilon_of(epsilon: str | float, at: LossAt, here: Tensor, confidence: float
     ValueError
         If it is neither a positive number nor 'batch_std', or there are too few batches of one size.
     """
-    if isinstance(epsilon, (int, float)) and not isinstance(epsilon, bool):
+    if isinstance(epsilon, Real) and not isinstance(epsilon, bool):
         if not (math.isfinite(epsilon) and epsilon > 0):
             raise ValueError(f"Expected epsilon > 0, in nats. Got {epsilon}. Pass for instance 0.01.")
         return Interval(float(epsilon), float(epsilon), float(epsilon)), "given"

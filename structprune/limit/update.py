@@ -49,7 +49,8 @@ class Update:
     def _solved(self, tau: float) -> tuple[np.ndarray, float]:
         if not self.run.alpha:
             return np.zeros(0), 0.0
-        return trust_region(self.run.alpha, self.run.beta[:-1], self.run.norm, tau * self.length)
+        radius = tau * self.length if self.length else 0.0  # survivors that are all zero have no scale, even for inf
+        return trust_region(self.run.alpha, self.run.beta[:-1], self.run.norm, radius)
 
     def loss(self, tau: float) -> float:
         """E(tau), in nats."""

@@ -213,8 +213,10 @@ def outputs(model: nn.Module, example: object, weights: dict[str, Tensor]) -> li
         return torch.utils._pytree.tree_leaves(torch.func.functional_call(model, weights, args))
 
 
-READ = ("plain", "residual_padded", "concat", "grouped", "squeeze_excite", "unet", "mlp", "called_twice")
-READ += ("attention", "fused_attention", "torch_encoder", "torch_attention", "lstm", "recommender")
+READ = (
+    *("plain", "residual_padded", "concat", "grouped", "squeeze_excite", "unet", "mlp", "called_twice"),
+    *("attention", "fused_attention", "torch_encoder", "torch_attention", "lstm", "recommender"),
+)
 
 
 @pytest.mark.parametrize("case", [BY_NAME[name] for name in READ], ids=str)
