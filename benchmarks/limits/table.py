@@ -18,9 +18,9 @@ READING = (
     "Keep fractions count all parameters; differences are in percentage points. A truth is the smallest support *on "
     "the estimators' own path* whose survivors, retrained on the loss and data that epsilon refers to, lose no more "
     "than epsilon. It is an upper estimate of the least size and falls as survivors are trained longer, or other "
-    "supports are tried; where the network is no minimum of that loss, retraining also gains something that pruning "
-    "may spend. 'Chained' retraining starts from the next larger retrained support too. Seconds are those of a shared "
-    "machine."
+    "supports are tried; where a short training ends above the constructive bound, which was measured too, that one "
+    "holds. Where the network is no minimum of the loss, retraining also gains something that pruning may spend. "
+    "'Chained' retraining starts from the next larger retrained support too. Seconds are those of a shared machine."
 )
 
 
