@@ -113,5 +113,5 @@ def check_memory(needed: int, device: torch.device, steps: int, weights: int) ->
         raise MemoryError(
             f"Expected room for a Lanczos basis of {steps} x {weights:,} numbers, {needed / 2**30:.2f} GiB on "
             f"{device}. Got {free / 2**30:.2f} GiB that may be used. Pass steps={max(fits, 1)} or fewer, or "
-            "curvature='layerwise', which needs none."
+            "curvature='layerwise' and estimators=('paper', 'generic'), which need none."
         )

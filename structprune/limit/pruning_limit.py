@@ -122,7 +122,8 @@ def pruning_limit(
         path, notes = _path(at, here, structures, free, operator)
         if not isinstance(operator, Layerwise):
             refuse_unsteady(operator, here, seed)
-    needed = _memory(here, steps, progress)
+    needs_basis = not isinstance(operator, Layerwise) or bool({"trust", "constructive"} & set(estimators))
+    needed = _memory(here, steps, progress) if needs_basis else 0
     with phases.phase("spectrum"):
         run, warnings = _probed(at, here, path, operator, allowed, tuple(tau), probes, steps, confidence, seed)
     stationarity = None

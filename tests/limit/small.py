@@ -71,8 +71,8 @@ def made(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
 
 @cache
 def trained(hidden: int = 5, bias: bool = True) -> tuple[nn.Module, Data]:
-    """An MLP at rest on six batches whose labels it cannot all learn; for readers only, not to be changed."""
-    data = batches(6, sizes=(32,) * 6)
+    """An MLP at rest on three batches whose labels it cannot all learn; for readers only, not to be changed."""
+    data = batches(6, sizes=(64,) * 3)
     inputs, noise = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
     labels = torch.where(torch.arange(len(noise)) % 4 == 0, noise, inputs[:, :3].argmax(1))
     model = made(lambda: mlp(6, hidden, bias))
@@ -87,7 +87,7 @@ def trained(hidden: int = 5, bias: bool = True) -> tuple[nn.Module, Data]:
 
     optimiser.step(closure)  # type: ignore[arg-type, no-untyped-call]
     optimiser.zero_grad()
-    return model, list(zip(inputs.split(32), labels.split(32), strict=True))
+    return model, list(zip(inputs.split(64), labels.split(64), strict=True))
 
 
 def at(model: nn.Module, data: Data, loss: Any = F.cross_entropy) -> tuple[LossAt, Tensor]:
