@@ -236,8 +236,8 @@ class TrainedResNet:
             images(folder, "train_0").first(examples).batches(BATCH),
             images(folder, "test").first(held_out).batches(500),
             (
-                Retraining(epochs=1, batch=100, rate=1e-3, checks=1, chained=False, seed=options.seed),
-                *([] if options.quick else [Retraining(epochs=3, batch=100, rate=1e-3, checks=2, seed=options.seed)]),
+                Retraining(epochs=2, batch=50, rate=1e-3, checks=2, chained=False, seed=options.seed),
+                *([] if options.quick else [Retraining(epochs=4, batch=50, rate=1e-3, checks=2, seed=options.seed)]),
             ),
             "layerwise",
             (note, OWN_DATA),
