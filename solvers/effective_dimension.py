@@ -7,6 +7,9 @@ N(mu) (stochastic Lanczos quadrature; Ubaru, Chen and Saad 2017). ``mu / (t + mu
 for that vector the Gauss rule is never below, and the Gauss-Radau rule with a node at 0 never above, what exact
 arithmetic would give (Golub and Meurant 2010, theorem 6.4): the quadrature's error is bracketed for free. The nodes
 are used as they are; nothing is smoothed or binned.
+
+That needs H >= 0. Of a curvature with negative directions, which count as none, no bracket is known: the rule of half
+the run stands in for the second one, and the two tell how far the run has settled.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ __all__ = ["Dimension", "Rule", "Spectrum", "lanczos_rules"]
 
 FloatArray = NDArray[np.float64]
 
+#: Nodes below minus this fraction of the largest are negative curvature, not rounding in single precision.
+NEGATIVE = 1e-5
 #: Fewer probes than this do not tell their own spread; the a-priori one is used.
 PROBES_FOR_SPREAD = 6
 
@@ -62,7 +67,8 @@ class Spectrum:
     size
         D.
     gauss, radau
-        One rule per probe; the same rule, once, where the eigenvalues are known (``exact``).
+        Two rules per probe, between which the truth lies as far as that is known; the same rule, once, where the
+        eigenvalues are known (``exact``).
     confidence
         Of the interval over probes.
     """
@@ -106,8 +112,8 @@ class Spectrum:
         middle = (above + below) / 2
         value = float(middle.mean())
         half = self._half_width(middle)
-        low = max(0.0, float(below.mean()) - half)
-        return Dimension(low, value, min(float(self.size), float(above.mean()) + half))
+        low = max(0.0, float(np.minimum(above, below).mean()) - half)
+        return Dimension(low, value, min(float(self.size), float(np.maximum(above, below).mean()) + half))
 
     def _half_width(self, samples: FloatArray) -> float:
         """Of the mean over probes: Student's t, or by Var <= 2 ||H (H + mu)^-1||_F^2 <= 2 N for few of them."""
@@ -120,7 +126,7 @@ class Spectrum:
         """Width of the quadrature's bracket at mu relative to N(mu), averaged over probes."""
         above = np.array([rule.mean(mu) for rule in self.gauss])
         below = np.array([rule.mean(mu) for rule in self.radau])
-        return float((above - below).mean() / max(above.mean(), 1e-300))
+        return float(np.abs(above - below).mean() / max(above.mean(), 1e-300))
 
     @cached_property
     def largest(self) -> float:
@@ -152,7 +158,7 @@ class Spectrum:
 
 
 def lanczos_rules(diagonal: Sequence[float], off_diagonal: Sequence[float]) -> tuple[Rule, Rule]:
-    """Gauss and Gauss-Radau (node at 0) rules of a Lanczos run.
+    """Gauss and Gauss-Radau (node at 0) rules of a Lanczos run; Gauss rules of all and half of it if T is indefinite.
 
     Parameters
     ----------
@@ -163,13 +169,17 @@ def lanczos_rules(diagonal: Sequence[float], off_diagonal: Sequence[float]) -> t
         two rules then agree.
     """
     alpha, beta = np.asarray(diagonal, dtype=np.float64), np.asarray(off_diagonal, dtype=np.float64)
-    gauss = _rule(alpha, beta[:-1])
+    gauss, least = _rule(alpha, beta[:-1])
     if beta[-1] <= 1e-12 * max(float(np.abs(alpha).max()), 1e-300):
         return gauss, gauss
+    if least < -NEGATIVE * float(gauss.nodes.max()):
+        half = len(alpha) // 2
+        nothing = Rule(np.zeros(1), np.ones(1))
+        return gauss, _rule(alpha[:half], beta[: half - 1])[0] if half else nothing
     # The last pivot of T - 0 I is replaced so that 0 becomes an eigenvalue of the bordered matrix: with delta solving
     # T delta = beta_m^2 e_m, the new corner is delta_m (Golub 1973).
     end = _last_of_solution(alpha, beta[:-1]) * beta[-1] ** 2
-    return gauss, _rule(np.append(alpha, end), beta)
+    return gauss, _rule(np.append(alpha, end), beta)[0]
 
 
 def _last_of_solution(alpha: FloatArray, beta: FloatArray) -> float:
@@ -181,11 +191,11 @@ def _last_of_solution(alpha: FloatArray, beta: FloatArray) -> float:
     return 1.0 / max(pivot, tiny)
 
 
-def _rule(alpha: FloatArray, beta: FloatArray) -> Rule:
-    """Eigenvalues and squared first entries of the eigenvectors of the tridiagonal matrix.
+def _rule(alpha: FloatArray, beta: FloatArray) -> tuple[Rule, float]:
+    """Eigenvalues and squared first entries of the eigenvectors of the tridiagonal matrix, and the least eigenvalue.
 
-    Nodes at rounding level, of either sign, are zero.
+    Negative nodes, and positive ones at rounding level, are zero.
     """
     nodes, vectors = eigh_tridiagonal(alpha, beta) if len(alpha) > 1 else (alpha, np.ones((1, 1)))
     noise = 1e-12 * max(float(np.abs(nodes).max()), 1e-300)
-    return Rule(np.where(nodes > noise, nodes, 0.0), vectors[0] ** 2)
+    return Rule(np.where(nodes > noise, nodes, 0.0), vectors[0] ** 2), float(nodes.min())

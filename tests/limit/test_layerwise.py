@@ -80,11 +80,9 @@ def test_entries_that_see_nothing_are_known() -> None:
 
 
 CONVOLUTIONS = [
-    {"kernel_size": 3},
     {"kernel_size": 3, "stride": 2, "padding": 1},
     {"kernel_size": (3, 2), "padding": (1, 0), "dilation": (1, 2)},
     {"kernel_size": 3, "padding": 1, "groups": 2, "stride": 2},
-    {"kernel_size": 3, "padding": 1, "groups": 4, "stride": 2},
 ]
 
 

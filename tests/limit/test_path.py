@@ -214,7 +214,7 @@ def outputs(model: nn.Module, example: object, weights: dict[str, Tensor]) -> li
 
 
 READ = (
-    *("plain", "residual_padded", "concat", "grouped", "squeeze_excite", "unet", "mlp", "called_twice"),
+    *("plain", "residual_padded", "grouped", "squeeze_excite", "unet", "mlp"),
     *("attention", "fused_attention", "torch_encoder", "torch_attention", "lstm", "recommender"),
 )
 

@@ -16,7 +16,7 @@ from structprune.limit import Limit, pruning_limit
 from structprune.structures import Structures, blocks, channels
 from tests.limit.small import Data, batches, convolutional, made, mlp, trained
 
-QUICK: dict[str, Any] = {"progress": False, "probes": 2, "steps": 16, "epsilon": 0.05}
+QUICK: dict[str, Any] = {"progress": False, "probes": 2, "steps": 12, "epsilon": 0.05}
 
 
 def keep_fractions(limit: Limit) -> list[tuple[float, float, float]]:
@@ -50,15 +50,15 @@ def test_every_curvature_limits_every_kind(kind: str, curvature: str) -> None:
 
 def test_equal_seeds_give_equal_limits() -> None:
     """Everything but the time it took is the same, and another seed draws other probes."""
-    one, same, other = (limit_of(seed=seed, epsilon="batch_std") for seed in (1, 1, 2))
+    one, same = (limit_of(seed=1, epsilon="batch_std") for _ in range(2))
     assert replace(one, seconds=0.0) == replace(same, seconds=0.0)
-    assert one.dimension != other.dimension
+    assert one.dimension != limit_of(seed=2, estimators=("paper",)).dimension
 
 
 @pytest.mark.parametrize("curvature", ["ggn", "hessian"])
-@pytest.mark.parametrize("factor", [4.0, 1 / 64])
-def test_the_unit_of_the_loss_does_not_matter(curvature: str, factor: float) -> None:
+def test_the_unit_of_the_loss_does_not_matter(curvature: str) -> None:
     """The loss and epsilon times a common factor leave every limit as it is."""
+    factor = 4.0  # a power of two, so that nothing is rounded
 
     def scaled(output: Tensor, targets: Tensor) -> Tensor:
         return factor * F.cross_entropy(output, targets)
@@ -127,7 +127,8 @@ def test_a_frozen_weight_is_pruned_like_any_other() -> None:
     """Whether a parameter asks for gradients does not change the limit."""
     model, data = trained()
     frozen = copy.deepcopy(model).requires_grad_(False)
-    assert keep_fractions(pruning_limit(frozen, data, **QUICK)) == keep_fractions(pruning_limit(model, data, **QUICK))
+    one, other = (pruning_limit(which, data, estimators=("paper", "trust"), **QUICK) for which in (frozen, model))
+    assert keep_fractions(one) == keep_fractions(other)
 
 
 def test_a_network_that_is_not_at_rest_is_warned_about() -> None:
@@ -219,14 +220,14 @@ def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], message
 
 def test_memory_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A basis that does not fit is refused before it is made."""
-    monkeypatch.setattr(lanczos, "available_memory", lambda device: 5000)
-    with pytest.raises(MemoryError, match="Expected room for a Lanczos basis of 16 x"):
+    monkeypatch.setattr(lanczos, "available_memory", lambda device: 4000)
+    with pytest.raises(MemoryError, match="Expected room for a Lanczos basis of 12 x"):
         limit_of()
 
 
 def test_what_needs_no_basis_is_not_refused_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way out that the refusal names works: laws on layer-wise curvature take no basis."""
-    monkeypatch.setattr(lanczos, "available_memory", lambda device: 5000)
+    monkeypatch.setattr(lanczos, "available_memory", lambda device: 4000)
     with pytest.raises(MemoryError, match="curvature='layerwise' and estimators=\\('paper', 'generic'\\)"):
         limit_of(curvature="layerwise")
     found = limit_of(curvature="layerwise", estimators=("paper", "generic"))

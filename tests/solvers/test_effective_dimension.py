@@ -193,6 +193,31 @@ def test_intervals_hold_the_truth() -> None:
     assert inside.mean(axis=0).min() >= 0.9
 
 
+def test_negative_curvature_counts_as_none() -> None:
+    """Rules of an indefinite matrix settle on what its positive eigenvalues say, and their difference goes."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([np.geomspace(1e-4, 1, 150), -0.03 * rng.uniform(0, 1, 50) ** 2])
+    matrix, start = rotated(values, rng), rng.choice([-1.0, 1.0], 200)
+    within, vectors = np.linalg.eigh(matrix)
+    within = np.maximum(within, 0.0)
+    truth = float((vectors.T @ start) ** 2 @ (within / (within + 0.05))) / 200
+    for steps, part in ((8, 0.1), (32, 0.02), (128, 0.005)):
+        whole, half = lanczos_rules(*lanczos(matrix, start, steps))
+        assert whole.mean(0.05) == pytest.approx(truth, rel=part)
+        assert whole.mean(0.05) == pytest.approx(half.mean(0.05), rel=2 * part)
+
+
+def test_indefinite_runs_have_an_interval_in_order() -> None:
+    """Low <= value <= high also where the second rule is no lower bound."""
+    rng = np.random.default_rng(3)
+    matrix = rotated(np.concatenate([np.geomspace(1e-3, 1, 40), -0.1 * rng.uniform(0, 1, 20)]), rng)
+    for steps in (1, 2, 5, 20):
+        spectrum = probed(matrix, rng, 6, steps)
+        found = spectrum.dimension(0.02)
+        assert 0 <= found.low <= found.value <= found.high <= 60
+        assert spectrum.bracket(0.02) >= 0
+
+
 @pytest.mark.parametrize("values", [[1.0, -0.1], [1.0, np.nan], [1.0, np.inf]])
 def test_curvature_that_is_none_is_refused(values: list[float]) -> None:
     """Negative and non-finite eigenvalues are refused with what to do."""
