@@ -60,7 +60,7 @@ class Layer:
 
     def product(self, weight: Tensor) -> Tensor:
         """Curvature times a change of the weight, in the weight's shape."""
-        image = self.matrix(weight) @ self.moments
+        image = self.matrix(weight).to(self.moments.dtype) @ self.moments  # halves are too coarse to sum in
         image = (image.flatten(0, 1) * self.sensitivity[:, None]).to(weight.dtype)
         return image.T.reshape(weight.shape) if self.transposed else image.reshape(weight.shape)
 

@@ -139,6 +139,20 @@ def test_a_weight_used_twice_gets_both_inputs() -> None:
     torch.testing.assert_close(layers["again.weight"].moments[0], expected)
 
 
+def test_half_precision_is_summed_in_single() -> None:
+    """A network in bfloat16 has the products of one in float64, as far as its own digits go."""
+    data = batches(5)
+    (exact,) = read(made(lambda: nn.Linear(5, 3)), data).layers
+    (half,) = read(made(lambda: nn.Linear(5, 3)).bfloat16(), [(x.bfloat16(), y) for x, y in data]).layers
+    change = torch.randn(3, 5, dtype=torch.float64)
+    image = half.product(change.bfloat16())
+    assert image.dtype == torch.bfloat16
+    torch.testing.assert_close(half.moments.double(), exact.moments, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(
+        image.double() / half.sensitivity[:, None], change @ half.moments[0].double(), rtol=0.05, atol=0.05
+    )
+
+
 def test_networks_without_linear_maps_are_refused() -> None:
     """A network that only scales has no layer to look at."""
 
