@@ -18,7 +18,7 @@ from structprune.axes.linear_maps import linear_maps
 from structprune.limit.layout import Layout
 from structprune.structures import ChannelAxis, EntryAxis, Structures
 
-__all__ = ["Path", "axis_path", "removal_path"]
+__all__ = ["Path", "axis_path", "input_dimensions", "removal_path"]
 
 IntArray = np.ndarray
 
@@ -176,7 +176,7 @@ def _by_structure(
     rank, kept = _ranks(structures, energy, protected)
     first = _first_names(model)
     birth, active = np.zeros(layout.size, dtype=np.int32), np.zeros(layout.size, dtype=np.int32)
-    inputs = _input_dimensions(structures)
+    inputs = input_dimensions(structures)
     for number, axis in enumerate(structures.axes):
         own = rank[axis.entries]
         if isinstance(axis, EntryAxis):
@@ -238,7 +238,7 @@ def _along(dim: int, positions: np.ndarray, rank: np.ndarray, shape: tuple[int, 
     return np.broadcast_to(rows.reshape([-1 if d == dim else 1 for d in range(len(shape))]), shape).reshape(-1)
 
 
-def _input_dimensions(structures: Structures) -> set[tuple[str, int]]:
+def input_dimensions(structures: Structures) -> set[tuple[str, int]]:
     """Which (parameter, dimension) a linear map reads its input by."""
     if structures.labelled is None:
         return set()
