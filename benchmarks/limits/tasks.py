@@ -364,10 +364,10 @@ TASKS: tuple[Task, ...] = (
         (784, 300, 100, 10),
         _fashion,
         ProximalAdam(1e-4, steps=6000, batch=500, settle=300, rate=0.003),
-        ("batch_std", 0.01),
+        ("batch_std", 0.05),
         (
-            Retraining(epochs=3, batch=250, rate=1e-3, checks=3, chained=False),
-            Retraining(epochs=8, batch=250, rate=3e-3, checks=4),
+            Retraining(epochs=8, batch=250, rate=1e-3, checks=2, chained=False),
+            Retraining(epochs=20, batch=250, rate=1e-3, checks=3),
         ),
     ),
     TrainedResNet(),
