@@ -1,0 +1,165 @@
+"""Compile generated LLVM IR with llvmlite and run it, in as many threads as torch would.
+
+llvmlite is the compiler of numba: one wheel, no C compiler. It is an optional dependency, imported here alone and only
+when a kernel is asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from structprune.layers.jit_ir import Field, Isa, KernelKey, kernel_ir
+
+__all__ = ["Worker", "available", "compiled", "has_bfloat16", "isa_of_this_machine", "run"]
+
+# int64 fields of one call, see `Field`.
+Arguments = ctypes.c_int64 * len(Field)
+Worker = Callable[[int], None]
+
+OLDEST_LLVM = 18  # the generated text uses `splat` constants and bfloat vectors
+_lock = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def available() -> str:
+    """Say why the kernels cannot run on this machine: '' where they can."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"Kernels exist for x86-64 processors alone; this is {platform.machine()}."
+    try:
+        import llvmlite.binding as llvm
+    except ImportError:
+        return "llvmlite is not installed (pip install llvmlite)."
+    if llvm.llvm_version_info[0] < OLDEST_LLVM:
+        return f"llvmlite brings LLVM {llvm.llvm_version_info[0]}; {OLDEST_LLVM} or later is needed (update llvmlite)."
+    if not (_feature("avx2") and _feature("fma")):
+        return "The processor has no AVX2 with fused multiply-add."
+    return ""
+
+
+@lru_cache(maxsize=1)
+def isa_of_this_machine() -> Isa:
+    """Return the widest instructions of this machine; only where `available` is ''."""
+    return Isa.AVX512 if all(_feature(f) for f in ("avx512f", "avx512bw", "avx512vl", "avx512dq")) else Isa.AVX2
+
+
+@lru_cache(maxsize=1)
+def has_bfloat16() -> bool:
+    """Return whether the processor multiplies pairs of bfloat16 (AVX512-BF16)."""
+    return isa_of_this_machine() is Isa.AVX512 and _feature("avx512bf16")
+
+
+@lru_cache(maxsize=1)
+def _features() -> dict[str, bool]:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return dict(llvm.get_host_cpu_features())
+
+
+def _feature(name: str) -> bool:
+    return bool(_features().get(name, False))
+
+
+_engines: dict[KernelKey, tuple[Any, Worker]] = {}
+
+
+def compiled(key: KernelKey) -> Worker:
+    """Return the machine code of one key; it is made once per process.
+
+    Raises
+    ------
+    RuntimeError
+        If this machine cannot run it.
+    """
+    known = _engines.get(key)
+    if known is None:
+        with _lock:
+            known = _engines.get(key)
+            if known is None:
+                known = _engines[key] = _compile(key)
+    return known[1]
+
+
+def _compile(key: KernelKey) -> tuple[Any, Worker]:
+    reason = available()
+    if reason:
+        raise RuntimeError(f"Expected a machine for the cpu-jit kernels. {reason} Choose another backend.")
+    if key.isa is Isa.AVX512 and isa_of_this_machine() is not Isa.AVX512:
+        raise RuntimeError("Expected a processor with AVX-512. Got one without. Ask for Isa.AVX2.")
+    import llvmlite.binding as llvm
+
+    machine = _target_machine(key.isa)
+    module = llvm.parse_assembly(kernel_ir(key))
+    module.verify()
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    address = engine.get_function_address("worker")
+    return engine, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+
+
+def _target_machine(isa: Isa) -> Any:
+    import llvmlite.binding as llvm
+
+    target = llvm.Target.from_default_triple()
+    cpu = llvm.get_host_cpu_name() if isa is Isa.AVX512 else "haswell"
+    features = llvm.get_host_cpu_features().flatten() if isa is Isa.AVX512 else ""
+    return target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
+
+
+def assembly(key: KernelKey) -> str:
+    """Return the machine code of one key as assembly text, to look at or to test."""
+    import llvmlite.binding as llvm
+
+    _features()
+    return _target_machine(key.isa).emit_assembly(llvm.parse_assembly(kernel_ir(key)))
+
+
+def libraries_of_torch() -> list[Path]:
+    """Return the GNU OpenMP libraries that torch brought along; none on macOS and Windows."""
+    return sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+
+
+@lru_cache(maxsize=1)
+def _team() -> Callable[[Worker, int, int], None]:
+    """Return what runs a worker in several threads: torch's own OpenMP pool, else threads of Python.
+
+    Torch's pool is warm and pinned, and a second pool would compete with it for the same cores.
+    """
+    libraries = libraries_of_torch()
+    if libraries:
+        parallel = ctypes.CDLL(str(libraries[0])).GOMP_parallel
+        parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        parallel.restype = None
+
+        def through_openmp(worker: Worker, arguments: int, threads: int) -> None:
+            parallel(ctypes.cast(worker, ctypes.c_void_p), arguments, threads, 0)
+
+        return through_openmp
+    pool = ThreadPoolExecutor(thread_name_prefix="structprune")
+
+    def through_python(worker: Worker, arguments: int, threads: int) -> None:
+        others = [pool.submit(worker, arguments) for _ in range(threads - 1)]
+        worker(arguments)
+        for other in others:
+            other.result()
+
+    return through_python
+
+
+def run(worker: Worker, fields: tuple[int, ...], threads: int) -> None:
+    """Run a worker on its tasks in up to ``threads`` threads and wait for all of them."""
+    arguments = Arguments(*fields)
+    if threads > 1:
+        _team()(worker, ctypes.addressof(arguments), threads)
+    else:
+        worker(ctypes.addressof(arguments))
