@@ -26,8 +26,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-constexpr = Any  # Triton reads the name of this annotation: a value known when the kernel is compiled.
-tl: Any = None  # triton.language, once `kernels` has loaded it.
+# Triton's names, bound to the real ones when `kernels` loads them; annotations of kernels may use no others.
+tl: Any = None  # triton.language
+tensor = Any  # tl.tensor: what a program knows when it runs, pointers and numbers alike
+constexpr = Any  # tl.constexpr: what is known when the program is compiled
 
 
 @dataclass(frozen=True)
@@ -48,23 +50,29 @@ def kernels() -> Kernels:
     ImportError
         Triton is not installed.
     """
-    jit = importlib.import_module("triton").jit
+    try:
+        jit = importlib.import_module("triton").jit
+    except ImportError as missing:
+        raise ImportError(
+            "Expected Triton. Got none. Run `pip install triton`, or choose another backend."
+        ) from missing
     # A kernel finds what it calls among the globals of its file: the language, and other functions given to Triton.
     helpers = {helper.__name__: jit(helper) for helper in (token_bases, group_bounds, epilogue, multiply)}
-    globals().update(helpers, tl=importlib.import_module("triton.language"))
+    language = importlib.import_module("triton.language")
+    globals().update(helpers, tl=language, tensor=language.tensor, constexpr=language.constexpr)
     return Kernels(jit(row_major), jit(feature_major), jit(weight_gradient))
 
 
 def token_bases(
-    token: Any,
-    stride_token: Any,
-    image_width: Any,
-    image_size: Any,
-    stride_row: Any,
-    stride_image: Any,
+    token: tensor,
+    stride_token: tensor,
+    image_width: tensor,
+    image_size: tensor,
+    stride_row: tensor,
+    stride_image: tensor,
     IMAGE: constexpr,
     RUN: constexpr,
-) -> Any:
+) -> tensor:
     """Return where the gathered inputs of each token begin in X, counted in elements.
 
     A token of a convolution is one output position: its window begins at the same place of the padded image.
@@ -80,7 +88,7 @@ def token_bases(
     return tl.multiple_of(base, RUN)
 
 
-def group_bounds(starts: Any, block: Any, HEIGHT: constexpr, ROWS: constexpr) -> Any:
+def group_bounds(starts: tensor, block: tensor, HEIGHT: constexpr, ROWS: constexpr) -> tensor:
     """Return a group's first entry, the number of its entries, and the stored rows that the block owns."""
     group = block // (HEIGHT // ROWS)
     start = tl.load(starts + group)
@@ -89,7 +97,7 @@ def group_bounds(starts: Any, block: Any, HEIGHT: constexpr, ROWS: constexpr) ->
     return start, count, row
 
 
-def epilogue(total: Any, bias: Any, ACTIVATION: constexpr) -> Any:
+def epilogue(total: tensor, bias: tensor, ACTIVATION: constexpr) -> tensor:
     """Return activation(total + bias) in float32; GELU is the exact one."""
     total += bias
     if ACTIVATION == "relu":
@@ -99,7 +107,7 @@ def epilogue(total: Any, bias: Any, ACTIVATION: constexpr) -> Any:
     return total
 
 
-def multiply(left: Any, right: Any, total: Any, PRECISION: constexpr, UPCAST: constexpr) -> Any:
+def multiply(left: tensor, right: tensor, total: tensor, PRECISION: constexpr, UPCAST: constexpr) -> tensor:
     """Return total + left @ right, accumulated in float32."""
     if UPCAST:
         left = left.to(tl.float32)
@@ -108,21 +116,21 @@ def multiply(left: Any, right: Any, total: Any, PRECISION: constexpr, UPCAST: co
 
 
 def row_major(
-    x: Any,
-    values: Any,
-    columns: Any,
-    starts: Any,
-    order: Any,
-    bias: Any,
-    y: Any,
-    tokens: Any,
-    outputs: Any,
-    stride_y: Any,
-    stride_token: Any,
-    image_width: Any,
-    image_size: Any,
-    stride_row: Any,
-    stride_image: Any,
+    x: tensor,
+    values: tensor,
+    columns: tensor,
+    starts: tensor,
+    order: tensor,
+    bias: tensor,
+    y: tensor,
+    tokens: tensor,
+    outputs: tensor,
+    stride_y: tensor,
+    stride_token: tensor,
+    image_width: tensor,
+    image_size: tensor,
+    stride_row: tensor,
+    stride_image: tensor,
     HEIGHT: constexpr,
     ROWS: constexpr,
     TOKENS: constexpr,
@@ -170,17 +178,18 @@ def row_major(
 
 
 def feature_major(
-    x: Any,
-    values: Any,
-    columns: Any,
-    starts: Any,
-    order: Any,
-    bias: Any,
-    y: Any,
-    tokens: Any,
-    outputs: Any,
-    stride_y: Any,
-    stride_x: Any,
+    x: tensor,
+    values: tensor,
+    columns: tensor,
+    starts: tensor,
+    order: tensor,
+    bias: tensor,
+    y: tensor,
+    tokens: tensor,
+    outputs: tensor,
+    stride_y: tensor,
+    stride_y_token: tensor,
+    stride_x: tensor,
     HEIGHT: constexpr,
     ROWS: constexpr,
     TOKENS: constexpr,
@@ -191,7 +200,7 @@ def feature_major(
     PRECISION: constexpr,
     UPCAST: constexpr,
 ) -> None:
-    """Y (outputs, tokens) of X (inputs, tokens)."""
+    """Y (outputs, tokens) of X (inputs, tokens); Y may be the transpose of a row-major matrix, X may not."""
     blocks = tl.cdiv(outputs, ROWS)
     block = tl.program_id(0) % blocks
     token = tl.program_id(0) // blocks * TOKENS + tl.arange(0, TOKENS)
@@ -223,27 +232,27 @@ def feature_major(
     if BIAS:
         offset = tl.load(bias + place, mask=row < outputs, other=0.0).to(tl.float32)
     result = epilogue(total, offset[:, None], ACTIVATION)
-    target = y + place.to(tl.int64)[:, None] * stride_y + token[None, :]
+    target = y + place.to(tl.int64)[:, None] * stride_y + token.to(tl.int64)[None, :] * stride_y_token
     tl.store(target, result.to(y.dtype.element_ty), mask=(row < outputs)[:, None] & (token < tokens)[None, :])
 
 
 def weight_gradient(
-    x: Any,
-    gradient: Any,
-    columns: Any,
-    starts: Any,
-    order: Any,
-    partial: Any,
-    tokens: Any,
-    outputs: Any,
-    entries: Any,
-    share: Any,
-    stride_gradient: Any,
-    stride_token: Any,
-    image_width: Any,
-    image_size: Any,
-    stride_row: Any,
-    stride_image: Any,
+    x: tensor,
+    gradient: tensor,
+    columns: tensor,
+    starts: tensor,
+    order: tensor,
+    partial: tensor,
+    tokens: tensor,
+    outputs: tensor,
+    entries: tensor,
+    share: tensor,
+    stride_gradient: tensor,
+    stride_token: tensor,
+    image_width: tensor,
+    image_size: tensor,
+    stride_row: tensor,
+    stride_image: tensor,
     HEIGHT: constexpr,
     ROWS: constexpr,
     ENTRIES: constexpr,

@@ -113,7 +113,7 @@ def forward_tiles(
 def gradient_tile(height: int, dtype: torch.dtype) -> GradientTile:
     """Return the tile of the weight gradient for groups of `height` outputs."""
     rows = min(height, 128)
-    return GradientTile(rows, 128 if rows <= 64 else 64, 128 // dtype.itemsize, 4, 3)
+    return GradientTile(rows, 128, 128 // dtype.itemsize, 8 if rows == 128 else 4, 3)
 
 
 def power_of_two_above(number: int) -> int:

@@ -1,0 +1,46 @@
+"""Numerics of the Triton kernels: in Triton's interpreter on any machine that has Triton, and on a CUDA device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.layers.triton_cases import CASES, Case, error
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def errors() -> dict[str, float]:
+    """Return the error of each case in the interpreter, which a process chooses before it first imports Triton."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.layers.triton_cases"]
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)
+
+
+def test_names_tell_cases_apart() -> None:
+    """No case hides behind another of the same name."""
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernel_equals_the_dense_weight_in_the_interpreter(case: Case, errors: dict[str, float]) -> None:
+    """A kernel gives what the dense weight gives, writes all of its result and reads nothing that it should not."""
+    assert errors[case.name] <= case.tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernel_equals_the_dense_weight_on_a_gpu(case: Case) -> None:
+    """The compiled kernels keep the facts that the interpreter shows."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    assert error(case, torch.device("cuda")) <= case.tolerance
