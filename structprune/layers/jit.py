@@ -7,7 +7,6 @@ tensors.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from functools import lru_cache
 
@@ -15,18 +14,15 @@ import torch
 from torch import Tensor
 
 from structprune.layers.activation import as_activation
-from structprune.layers.jit_engine import available, compiled, has_bfloat16, isa_of_this_machine, run
+from structprune.layers.jit_engine import Worker, available, compiled, has_bfloat16, isa_of_this_machine, run
 from structprune.layers.jit_ir import Isa, KernelKey, Storage
 
 __all__ = ["available", "grouped_conv2d", "grouped_linear"]
 
 HEIGHTS = (16, 32, 64, 128, 256)
 PANEL_BYTES = 384 << 10  # activations of one panel: with the values of a group they share a second-level cache
-PAGE = 4096  # rows at multiples of it fall into the same sets of a first-level cache
-LINE = 64
 LEAST_WORK = 1 << 19  # multiply-adds below which waking other threads costs more than they save
 TASKS_PER_THREAD = 4
-COPY = True
 
 
 def grouped_linear(
@@ -76,25 +72,26 @@ def grouped_linear(
 
     Notes
     -----
-    Sums are float32. bfloat16 uses vdpbf16ps where the kept columns come in pairs ``2i, 2i + 1`` and the processor
-    has it, and widens to float32 otherwise. Nothing is differentiated here.
+    Sums are float32. bfloat16 uses vdpbf16ps where the processor has it, best for pieces of even width, and widens to
+    float32 elsewhere. Nothing is differentiated here.
     """
-    _check_matrix("x", x)
+    if x.dim() != 2 or x.device.type != "cpu":
+        raise ValueError(
+            f"Expected x as a matrix (tokens, inputs) on the CPU. Got shape {tuple(x.shape)} on {x.device}. "
+            "Flatten the leading dimensions."
+        )
     tokens, inputs = x.shape
     record = _checked(values, columns, starts, order, outputs, inputs)
-    out = _result(out, (tokens, outputs), x)
+    worker, key = record.kernel(x.dtype, values.dtype, activation, isa, even=True)
+    out = _result(out, (tokens, outputs), x.dtype)
     if not tokens:
         return out
-    chosen = isa or isa_of_this_machine()
-    storage = _storage(x, values, record.paired, chosen)
-    if storage is Storage.WIDENED:
+    if key.storage is Storage.WIDENED:
         x = x.float()
     if x.stride(1) != 1:
         x = x.contiguous()
-    stride = x.stride(0) if tokens > 1 else inputs
-    key = _key(values.shape[1], storage, chosen, activation)
-    packed = (values, columns, starts, order)
-    _launch(x, tokens, _row_bases(tokens, stride), packed, bias, out, key, (inputs, stride))
+    bases = _row_bases(tokens, x.stride(0) if tokens > 1 else inputs)
+    _launch(worker, key, x, tokens, bases, (values, columns, starts, order), bias, out, inputs)
     return out
 
 
@@ -137,10 +134,10 @@ def grouped_conv2d(
     RuntimeError
         If this machine cannot run the kernels, see `available`.
     """
-    if image.dim() != 4 or not image.is_contiguous():
+    if image.dim() != 4 or not image.is_contiguous() or image.device.type != "cpu":
         raise ValueError(
-            f"Expected a contiguous image (N, Hp, Wp, C). Got shape {tuple(image.shape)}, strides {image.stride()}. "
-            "Use structprune.layers.geometry.padded_nhwc."
+            f"Expected a contiguous image (N, Hp, Wp, C) on the CPU. Got shape {tuple(image.shape)}, strides "
+            f"{image.stride()} on {image.device}. Use structprune.layers.geometry.padded_nhwc."
         )
     number, high, wide, channels = image.shape
     if not (1 <= kernel[0] <= high and 1 <= kernel[1] <= wide and min(stride) >= 1):
@@ -149,18 +146,16 @@ def grouped_conv2d(
             f"Got kernel {kernel}, stride {stride}. Pad the image first."
         )
     record = _checked(values, columns, starts, order, outputs, kernel[0] * kernel[1] * channels)
+    worker, key = record.kernel(image.dtype, values.dtype, activation, isa, even=channels % 2 == 0)
     size = ((high - kernel[0]) // stride[0] + 1, (wide - kernel[1]) // stride[1] + 1)
-    out = _result(out, (number, *size, outputs), image)
+    out = _result(out, (number, *size, outputs), image.dtype)
     if not number:
         return out
-    chosen = isa or isa_of_this_machine()
-    storage = _storage(image, values, record.paired and channels % 2 == 0, chosen)
-    if storage is Storage.WIDENED:
+    if key.storage is Storage.WIDENED:
         image = image.float()
     bases = _corners(number, high, wide, channels, size, stride)
-    key = _key(values.shape[1], storage, chosen, activation)
     packed = (values, record.offsets(columns, kernel[1], channels, wide), starts, order)
-    _launch(image, bases.numel(), bases, packed, bias, out, key, None)
+    _launch(worker, key, image, bases.numel(), bases, packed, bias, out, channels * stride[0] * stride[1])
     return out
 
 
@@ -179,6 +174,7 @@ class _Checked:
         self.references = tuple(None if t is None else weakref.ref(t, lambda _: _records.pop(key, None)) for t in lists)
         self.stamps = tuple(_stamp(t) for t in lists)
         self.steady = not any(t is not None and t.is_inference() for t in lists)
+        self._kernels: dict[tuple[object, ...], tuple[Worker, KernelKey]] = {}
         self._offsets: dict[tuple[int, int, int], Tensor] = {}
 
     def holds(self, lists: tuple[Tensor | None, ...], size: tuple[int, int, int]) -> bool:
@@ -186,9 +182,30 @@ class _Checked:
         if self.size != size:
             return False
         for reference, stamp, given in zip(self.references, self.stamps, lists, strict=True):
-            if (None if reference is None else reference()) is not given or _stamp(given) != stamp:
+            if reference is None or given is None:
+                if reference is not given:
+                    return False
+            elif reference() is not given or stamp != (given.data_ptr(), given._version):
                 return False
         return True
+
+    def kernel(
+        self, dtype: torch.dtype, of_values: torch.dtype, activation: str, isa: Isa | None, even: bool
+    ) -> tuple[Worker, KernelKey]:
+        """Return the code for these types; pairs of columns lie in one word where channels are ``even``."""
+        request = (dtype, of_values, activation, isa, even)
+        known = self._kernels.get(request)
+        if known is None:
+            if dtype not in (torch.float32, torch.bfloat16) or of_values != dtype:
+                raise ValueError(
+                    f"Expected activations and values of one type, float32 or bfloat16. Got {dtype} and {of_values}. "
+                    "Cast one of them."
+                )
+            chosen = isa or isa_of_this_machine()
+            storage = Storage.FLOAT if dtype == torch.float32 else _storage(chosen, self.paired and even)
+            key = KernelKey(self.size[2], storage, chosen, as_activation(activation))
+            known = self._kernels[request] = (compiled(key), key)
+        return known
 
     def offsets(self, columns: Tensor, kernel_width: int, channels: int, padded_width: int) -> Tensor:
         """Return where each column lies in a padded image, in elements from a corner, ``(C,)`` int32."""
@@ -207,7 +224,6 @@ class _Checked:
 
 
 _records: dict[int, _Checked] = {}
-_own = threading.local()
 
 
 def _stamp(tensor: Tensor | None) -> tuple[int, int] | None:
@@ -221,7 +237,7 @@ def _checked(
     values: Tensor, columns: Tensor, starts: Tensor, order: Tensor | None, outputs: int, inputs: int
 ) -> _Checked:
     """Check the packed weight, its index lists only where they are new or were written to."""
-    if values.dim() != 2 or values.shape[1] not in HEIGHTS or not values.is_contiguous():
+    if values.dim() != 2 or values.shape[1] not in HEIGHTS or not values.is_contiguous() or values.device.type != "cpu":
         raise ValueError(
             f"Expected contiguous values (C, G) with G in {HEIGHTS}. Got shape {tuple(values.shape)}, strides "
             f"{values.stride()}. Pack the weight with one of these heights."
@@ -250,7 +266,12 @@ def _check_indices(
     if order is not None:
         expected["order"] = (order, outputs)
     for name, (given, length) in expected.items():
-        if given.dtype != torch.int32 or given.shape != (length,) or not given.is_contiguous() or given.is_cuda:
+        if (
+            given.dtype != torch.int32
+            or given.shape != (length,)
+            or not given.is_contiguous()
+            or given.device.type != "cpu"
+        ):
             raise ValueError(
                 f"Expected {name} as contiguous int32 ({length},) on the CPU. Got {given.dtype} "
                 f"{tuple(given.shape)} on {given.device}. Use the lists of the packed weight for {outputs} outputs."
@@ -274,28 +295,15 @@ def _check_indices(
     return bool((first % 2 == 0).all()) and bool((second == first + 1).all())
 
 
-def _check_matrix(name: str, x: Tensor) -> None:
-    if x.dim() != 2 or x.is_cuda:
-        raise ValueError(
-            f"Expected {name} as a matrix (tokens, inputs) on the CPU. Got shape {tuple(x.shape)} on {x.device}. "
-            "Flatten the leading dimensions."
-        )
-
-
-def _result(out: Tensor | None, shape: tuple[int, ...], x: Tensor) -> Tensor:
+def _result(out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if out is None:
-        return torch.empty(shape, dtype=x.dtype)
-    if out.shape != shape or out.dtype != x.dtype or not out.is_contiguous():
+        return torch.empty(shape, dtype=dtype)
+    if out.shape != shape or out.dtype != dtype or not out.is_contiguous() or out.device.type != "cpu":
         raise ValueError(
-            f"Expected out as contiguous {x.dtype} {shape}. Got {out.dtype} {tuple(out.shape)}, strides "
+            f"Expected out as contiguous {dtype} {shape} on the CPU. Got {out.dtype} {tuple(out.shape)}, strides "
             f"{out.stride()}. Leave it out to have one made."
         )
     return out
-
-
-@lru_cache(maxsize=256)
-def _key(height: int, storage: Storage, isa: Isa, activation: str) -> KernelKey:
-    return KernelKey(height, storage, isa, as_activation(activation))
 
 
 @lru_cache(maxsize=64)
@@ -315,30 +323,26 @@ def _corners(
     return (((image + down) * wide + across) * channels).flatten()
 
 
-def _storage(x: Tensor, values: Tensor, paired: bool, isa: Isa) -> Storage:
-    if x.dtype not in (torch.float32, torch.bfloat16) or values.dtype != x.dtype:
-        raise ValueError(
-            f"Expected activations and values of one type, float32 or bfloat16. Got {x.dtype} and {values.dtype}. "
-            "Cast one of them."
-        )
-    if x.dtype == torch.float32:
-        return Storage.FLOAT
-    return Storage.PAIRS if paired and isa is Isa.AVX512 and has_bfloat16() else Storage.WIDENED
+def _storage(isa: Isa, paired: bool) -> Storage:
+    """Return how bfloat16 is computed."""
+    if isa is not Isa.AVX512 or not has_bfloat16():
+        return Storage.WIDENED
+    return Storage.PAIRS if paired else Storage.LOOSE
 
 
 def _launch(
+    worker: Worker,
+    key: KernelKey,
     x: Tensor,
     tokens: int,
     bases: Tensor,
     packed: tuple[Tensor, Tensor, Tensor, Tensor | None],
     bias: Tensor | None,
     out: Tensor,
-    key: KernelKey,
-    rows: tuple[int, int] | None,
+    numbers: int,
 ) -> None:
-    """Hand the addresses to the kernel. ``rows`` (inputs, stride) where the tokens are rows of a matrix."""
+    """Hand the addresses to the kernel. One more token of a panel takes ``numbers`` more activations of cache."""
     values, columns, starts, order = packed
-    worker = compiled(key)
     outputs = out.shape[-1]
     groups = starts.numel() - 1
     if bias is not None:
@@ -346,34 +350,17 @@ def _launch(
             raise ValueError(f"Expected a bias of shape ({outputs},). Got {tuple(bias.shape)}. Give one per output.")
         bias = bias.float().contiguous()
     threads = torch.get_num_threads() if tokens * values.numel() > LEAST_WORK else 1
-    row_bytes = max(1, columns.numel() // groups if rows is None else rows[0]) * x.element_size()
-    panel = max(1, PANEL_BYTES // row_bytes // key.tokens) * key.tokens
+    panel = max(1, PANEL_BYTES // (numbers * x.element_size()) // key.tokens) * key.tokens
     if threads > 1:
         panel = min(panel, -(-tokens // threads // key.tokens) * key.tokens)
     panel = max(1, min(panel, tokens))
     panels = -(-tokens // panel)
     chunk = max(1, groups // -(-TASKS_PER_THREAD * threads // panels)) if threads > 1 else groups
     chunks = -(-groups // chunk)
-    copy, panel_stride, room = 0, 0, 0
-    panel_bases = bases
-    if rows is not None and tokens > 1 and rows[1] * x.element_size() % PAGE == 0 and COPY:
-        panel_stride = -(-rows[0] // 64) * 64 + LINE // x.element_size()
-        room = panel * panel_stride * x.element_size()
-        copy = _workspace(room * threads)
-        panel_bases = _row_bases(panel, panel_stride)
     fields = (
-        0, 0, panels * chunks, chunks, chunk, panel, tokens, groups, outputs,
+        0, panels * chunks, chunks, chunk, panel, tokens, groups, outputs,
         x.data_ptr(), values.data_ptr(), columns.data_ptr(), starts.data_ptr(),
         0 if order is None else order.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
-        bases.data_ptr(), copy, room, panel_bases.data_ptr(),
-        0 if rows is None else rows[1], 0 if rows is None else rows[0] * x.element_size(), panel_stride,
+        bases.data_ptr(),
     )  # fmt: skip
     run(worker, fields, threads)
-
-
-def _workspace(size: int) -> int:
-    """Return the address of at least ``size`` bytes that belong to the calling thread."""
-    own = getattr(_own, "memory", None)
-    if own is None or own.numel() < size:
-        own = _own.memory = torch.empty(size, dtype=torch.uint8)
-    return own.data_ptr()

@@ -23,7 +23,7 @@ __all__ = ["Worker", "available", "compiled", "has_bfloat16", "isa_of_this_machi
 
 # int64 fields of one call, see `Field`.
 Arguments = ctypes.c_int64 * len(Field)
-Worker = Callable[[int], None]
+Worker = Any  # a foreign function of ctypes; its classes have no public name
 
 OLDEST_LLVM = 18  # the generated text uses `splat` constants and bfloat vectors
 _lock = threading.Lock()
@@ -130,7 +130,7 @@ def libraries_of_torch() -> list[Path]:
 
 
 @lru_cache(maxsize=1)
-def _team() -> Callable[[Worker, int, int], None]:
+def _team() -> Callable[[Worker, ctypes.Array, int], None]:
     """Return what runs a worker in several threads: torch's own OpenMP pool, else threads of Python.
 
     Torch's pool is warm and pinned, and a second pool would compete with it for the same cores.
@@ -141,13 +141,13 @@ def _team() -> Callable[[Worker, int, int], None]:
         parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         parallel.restype = None
 
-        def through_openmp(worker: Worker, arguments: int, threads: int) -> None:
+        def through_openmp(worker: Worker, arguments: ctypes.Array, threads: int) -> None:
             parallel(ctypes.cast(worker, ctypes.c_void_p), arguments, threads, 0)
 
         return through_openmp
     pool = ThreadPoolExecutor(thread_name_prefix="structprune")
 
-    def through_python(worker: Worker, arguments: int, threads: int) -> None:
+    def through_python(worker: Worker, arguments: ctypes.Array, threads: int) -> None:
         others = [pool.submit(worker, arguments) for _ in range(threads - 1)]
         worker(arguments)
         for other in others:
@@ -160,6 +160,6 @@ def run(worker: Worker, fields: tuple[int, ...], threads: int) -> None:
     """Run a worker on its tasks in up to ``threads`` threads and wait for all of them."""
     arguments = Arguments(*fields)
     if threads > 1:
-        _team()(worker, ctypes.addressof(arguments), threads)
+        _team()(worker, arguments, threads)
     else:
-        worker(ctypes.addressof(arguments))
+        worker(arguments)

@@ -69,35 +69,44 @@ class Storage(Enum):
 
     FLOAT = "float"
     WIDENED = "widened"  # bfloat16 values and results, float32 activations: any columns, any machine
-    PAIRS = "pairs"  # bfloat16, columns in aligned pairs: vdpbf16ps multiplies and adds two columns at once
+    PAIRS = "pairs"  # bfloat16, columns 2i and 2i + 1 together: vdpbf16ps multiplies and adds two columns at once
+    LOOSE = "loose"  # bfloat16, any two columns at once: activations are loaded one by one
+
+    @property
+    def element(self) -> str:
+        """Type of values and results in memory."""
+        return "float" if self is Storage.FLOAT else "bfloat"
+
+    @property
+    def activation(self) -> str:
+        """Type of activations in memory."""
+        return "float" if self in (Storage.FLOAT, Storage.WIDENED) else "bfloat"
+
+    @property
+    def step(self) -> int:
+        """Columns that one step takes."""
+        return 2 if self in (Storage.PAIRS, Storage.LOOSE) else 1
 
 
 class Field(IntEnum):
     """Places in the array of 64-bit integers that a worker receives."""
 
     NEXT_TASK = 0
-    NEXT_WORKER = 1
-    TASKS = 2
-    CHUNKS = 3
-    CHUNK_GROUPS = 4
-    PANEL_TOKENS = 5
-    TOKENS = 6
-    GROUPS = 7
-    OUTPUTS = 8
-    X = 9
-    VALUES = 10
-    COLUMNS = 11
-    STARTS = 12
-    ORDER = 13
-    BIAS = 14
-    OUT = 15
-    BASES = 16
-    PANELS = 17
-    PANEL_BYTES = 18
-    PANEL_BASES = 19
-    ROW_STRIDE = 20
-    ROW_BYTES = 21
-    PANEL_STRIDE = 22
+    TASKS = 1
+    CHUNKS = 2
+    CHUNK_GROUPS = 3
+    PANEL_TOKENS = 4
+    TOKENS = 5
+    GROUPS = 6
+    OUTPUTS = 7
+    X = 8
+    VALUES = 9
+    COLUMNS = 10
+    STARTS = 11
+    ORDER = 12
+    BIAS = 13
+    OUT = 14
+    BASES = 15
 
 
 @dataclass(frozen=True)
@@ -135,10 +144,11 @@ class KernelKey:
     def tokens(self) -> int:
         """Tokens of one register tile.
 
-        Sums, one column of values and one broadcast have to fit the registers; more than 12 row pointers do not fit
-        the general registers.
+        Sums, one column of values and one broadcast have to fit the vector registers; more than about 10 pointers to
+        tokens do not fit the general registers; and rows at multiples of 4 KB share the sets of a first-level cache
+        of 8 ways, so 8 tokens is the most.
         """
-        return min((self.isa.registers - self.vectors - 1) // self.vectors, 12 if self.isa is Isa.AVX512 else 6)
+        return min((self.isa.registers - self.vectors - 1) // self.vectors, 8)
 
 
 class _Text:
@@ -229,25 +239,22 @@ def kernel_ir(key: KernelKey) -> str:
     parts += [f"declare {vector} @llvm.{f}.v{lanes}f32({vector})" for f in ("fabs", "rint")]
     parts += [f"declare {vector} @llvm.{f}.v{lanes}f32({vector}, {vector})" for f in ("minnum", "maximum")]
     parts.append(f"declare {vector} @llvm.fma.v{lanes}f32({vector}, {vector}, {vector})")
-    parts.append("declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)")
-    if key.storage is Storage.PAIRS:
+    if key.storage.step == 2:
         parts.append(
             "declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)"
         )
     return "\n\n".join(parts) + "\n"
 
 
-def _step(key: KernelKey, text: _Text, at: str, rows: list[str], tile: list[str]) -> list[str]:
-    """Add the columns at ``at`` (one, or the pair that begins there) to the tile."""
-    lanes, vectors = key.isa.lanes, key.vectors
+def _step(key: KernelKey, text: _Text, at: str, rows: list[str], tile: list[str], last: bool = False) -> list[str]:
+    """Add the columns at ``at`` (one or two) to the tile; the ``last`` of an odd number comes alone."""
+    lanes, vectors, element = key.isa.lanes, key.vectors, key.storage.element
     floats = f"<{lanes} x float>"
-    index = text.let(f"getelementptr i32, ptr %columns, i64 {at}")
-    column = text.let(f"sext i32 {text.let(f'load i32, ptr {index}, align 4')} to i64")
     start = text.let(f"mul nuw nsw i64 {at}, {key.height}")
-    element = "float" if key.storage is Storage.FLOAT else "bfloat"
     weight = text.let(f"getelementptr {element}, ptr %values, i64 {start}")
-    if key.storage is Storage.PAIRS:
-        return _pair_step(key, text, weight, column, rows, tile)
+    if key.storage.step == 2:
+        return _pair_step(key, text, weight, at, rows, tile, last)
+    column = _column(text, at)
     weights = []
     for v in range(vectors):
         place = text.let(f"getelementptr {element}, ptr {weight}, i64 {v * lanes}")
@@ -256,17 +263,23 @@ def _step(key: KernelKey, text: _Text, at: str, rows: list[str], tile: list[str]
     result = []
     for t, row in enumerate(rows):
         place = text.let(f"getelementptr float, ptr {row}, i64 {column}")
-        scalar = text.let(f"load float, ptr {place}, align 4")
-        single = text.let(f"insertelement {floats} poison, float {scalar}, i64 0")
-        spread = text.let(f"shufflevector {floats} {single}, {floats} poison, <{lanes} x i32> zeroinitializer")
+        spread = _spread(text, "float", text.let(f"load float, ptr {place}, align 4"), lanes)
         for v in range(vectors):
-            result.append(
-                text.let(
-                    f"call {floats} @llvm.fma.v{lanes}f32({floats} {weights[v]}, {floats} {spread}, "
-                    f"{floats} {tile[t * vectors + v]})"
-                )
-            )
+            terms = f"{floats} {weights[v]}, {floats} {spread}, {floats} {tile[t * vectors + v]}"
+            result.append(text.let(f"call {floats} @llvm.fma.v{lanes}f32({terms})"))
     return result
+
+
+def _column(text: _Text, at: str) -> str:
+    index = text.let(f"getelementptr i32, ptr %columns, i64 {at}")
+    return text.let(f"sext i32 {text.let(f'load i32, ptr {index}, align 4')} to i64")
+
+
+def _spread(text: _Text, kind: str, scalar: str, lanes: int) -> str:
+    """The number in every lane."""
+    vector = f"<{lanes} x {kind}>"
+    single = text.let(f"insertelement {vector} poison, {kind} {scalar}, i64 0")
+    return text.let(f"shufflevector {vector} {single}, {vector} poison, <{lanes} x i32> zeroinitializer")
 
 
 def _halves(order: str) -> list[int]:
@@ -279,43 +292,49 @@ def _mask(entries: list[int]) -> str:
     return f"<{len(entries)} x i32> <{', '.join(f'i32 {e}' for e in entries)}>"
 
 
-def _pair_step(key: KernelKey, text: _Text, weight: str, column: str, rows: list[str], tile: list[str]) -> list[str]:
+def _pair_step(
+    key: KernelKey, text: _Text, weight: str, at: str, rows: list[str], tile: list[str], last: bool
+) -> list[str]:
     """Two columns at once. Rows of values are interleaved within 128-bit lanes, which `_ordered` undoes at the end."""
-    wide, lanes = "<32 x bfloat>", key.isa.lanes
+    wide, vectors = "<32 x bfloat>", key.vectors
     weights = []
-    if key.vectors == 1:  # 16 rows: both columns are one vector already, one permutation interleaves them
-        both = text.let(f"load {wide}, ptr {weight}, align 2")
-        entries = [i + other for i in range(16) for other in (0, 16)]
-        weights.append(text.let(f"shufflevector {wide} {both}, {wide} poison, {_mask(entries)}"))
-    for half in range(key.vectors // 2):
-        loaded = []
-        for which in (0, key.height):
+    if vectors == 1:  # 16 rows: both columns are one vector already, one permutation interleaves them
+        kind, other = ("<16 x bfloat>", "zeroinitializer") if last else (wide, "poison")
+        loaded = text.let(f"load {kind}, ptr {weight}, align 2")
+        entries = [i + second for i in range(16) for second in (0, 16)]
+        weights.append(text.let(f"shufflevector {kind} {loaded}, {kind} {other}, {_mask(entries)}"))
+    for half in range(vectors // 2):
+        row_pair = []
+        for which in (0,) if last else (0, key.height):
             place = text.let(f"getelementptr bfloat, ptr {weight}, i64 {which + 32 * half}")
-            loaded.append(text.let(f"load {wide}, ptr {place}, align 2"))
+            row_pair.append(text.let(f"load {wide}, ptr {place}, align 2"))
+        upper = "zeroinitializer" if last else row_pair[1]
         for order in ("low", "high"):
-            mask = _mask(_halves(order))
-            weights.append(text.let(f"shufflevector {wide} {loaded[0]}, {wide} {loaded[1]}, {mask}"))
+            weights.append(text.let(f"shufflevector {wide} {row_pair[0]}, {wide} {upper}, {_mask(_halves(order))}"))
+    first = _column(text, at)
+    loose = key.storage is Storage.LOOSE and not last
+    second = _column(text, text.let(f"add nuw nsw i64 {at}, 1")) if loose else ""
     result = []
     for t, row in enumerate(rows):
-        place = text.let(f"getelementptr bfloat, ptr {row}, i64 {column}")
-        scalar = text.let(f"load i32, ptr {place}, align 2")
-        single = text.let(f"insertelement <{lanes} x i32> poison, i32 {scalar}, i64 0")
-        integers = f"<{lanes} x i32>"
-        spread = text.let(f"shufflevector {integers} {single}, {integers} poison, {integers} zeroinitializer")
-        pair = text.let(f"bitcast {integers} {spread} to {wide}")
-        for v in range(key.vectors):
-            result.append(
-                text.let(
-                    "call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512("
-                    f"<16 x float> {tile[t * key.vectors + v]}, {wide} {weights[v]}, {wide} {pair})"
-                )
-            )
+        place = text.let(f"getelementptr bfloat, ptr {row}, i64 {first}")
+        if key.storage is Storage.PAIRS:
+            scalar = text.let(f"load i32, ptr {place}, align 2")
+        else:
+            scalar = text.let(f"zext i16 {text.let(f'load i16, ptr {place}, align 2')} to i32")
+        if loose:
+            place = text.let(f"getelementptr bfloat, ptr {row}, i64 {second}")
+            upper = text.let(f"zext i16 {text.let(f'load i16, ptr {place}, align 2')} to i32")
+            scalar = text.let(f"or i32 {scalar}, {text.let(f'shl i32 {upper}, 16')}")
+        pair = text.let(f"bitcast <16 x i32> {_spread(text, 'i32', scalar, 16)} to {wide}")
+        for v in range(vectors):
+            terms = f"<16 x float> {tile[t * vectors + v]}, {wide} {weights[v]}, {wide} {pair}"
+            result.append(text.let(f"call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512({terms})"))
     return result
 
 
 def _ordered(key: KernelKey, text: _Text, vectors: list[str]) -> list[str]:
     """One token's vectors of the tile in the order of the stored rows."""
-    if key.storage is not Storage.PAIRS or key.vectors == 1:
+    if key.storage.step == 1 or key.vectors == 1:
         return vectors
     floats, result = "<16 x float>", []
     for half in range(key.vectors // 2):
@@ -336,10 +355,10 @@ def _tile(key: KernelKey, tokens: int) -> str:
     floats = f"<{lanes} x float>"
     size = tokens * vectors
     sets = 1 if size >= 8 else 2 if size >= 4 else 4
-    step = 2 if key.storage is Storage.PAIRS else 1
+    step = key.storage.step
     text = _Text()
     text.block("entry")
-    element = "bfloat" if key.storage is Storage.PAIRS else "float"
+    element = key.storage.activation
     rows = []
     for t in range(tokens):
         place = text.let(f"getelementptr i64, ptr %bases, i64 {t}")
@@ -375,23 +394,42 @@ def _tile(key: KernelKey, tokens: int) -> str:
     while len(sums) > 1:
         last = sums.pop()
         sums[0] = [text.let(f"fadd {floats} {a}, {b}") for a, b in zip(sums[0], last, strict=True)]
-    finals = sums[0]
+    finals, source = sums[0], "rest"
     if sets > 1:
-        text.do(f"%left = icmp slt i64 {unrolled}, %count")
+        whole = text.let(f"and i64 %count, {-step}")
+        text.do(f"%left = icmp slt i64 {unrolled}, {whole}")
         text.do("br i1 %left, label %tail, label %end")
         loop("tail", [[f"%t_{i}" for i in range(size)]], [finals], "rest", "%d", unrolled)
-        text.do("%again = icmp slt i64 %d_next, %count")
+        text.do(f"%again = icmp slt i64 %d_next, {whole}")
         text.do("br i1 %again, label %tail, label %end")
-        text.block("end")
-        merged = [f"%e_{i}" for i in range(size)]
-        for i, name in enumerate(merged):
-            text.do(f"{name} = phi {floats} [ {finals[i]}, %rest ], [ %tail0_{i}, %tail ]")
-        finals = merged
+        finals, source = (
+            _joined(text, floats, "end", [(finals, "rest"), ([f"%tail0_{i}" for i in range(size)], "tail")]),
+            "end",
+        )
+    if key.storage is Storage.LOOSE:
+        text.do("%odd = trunc i64 %count to i1")
+        text.do("br i1 %odd, label %alone, label %all")
+        text.block("alone")
+        place = text.let("sub nuw nsw i64 %count, 1")
+        finals = _joined(
+            text, floats, "all", [(finals, source), (_step(key, text, place, rows, finals, last=True), "alone")]
+        )
     _store(key, text, tokens, finals)
     text.do("ret void")
     body = "\n".join(text.lines)
     arguments = "ptr %values, ptr %columns, i64 %count, ptr %bases, ptr %x, ptr %bias, ptr %out, i64 %stride"
     return f"define internal void @tile{tokens}({arguments}) {{\n{body}\n}}"
+
+
+def _joined(text: _Text, kind: str, label: str, incoming: list[tuple[list[str], str]]) -> list[str]:
+    """Begin the block where branches meet; each brings its sums and the name of its last block."""
+    if text.lines[-1].split()[0] != "br":
+        text.do(f"br label %{label}")
+    text.block(label)
+    names = [f"%{label}_{i}" for i in range(len(incoming[0][0]))]
+    for i, name in enumerate(names):
+        text.do(f"{name} = phi {kind} " + ", ".join(f"[ {sums[i]}, %{block} ]" for sums, block in incoming))
+    return names
 
 
 def _store(key: KernelKey, text: _Text, tokens: int, sums: list[str]) -> None:
@@ -455,7 +493,7 @@ def _finish(key: KernelKey) -> str:
     """Move one tile from the scratch to the results: GELU, conversion, permuted or missing rows."""
     lanes, rows = key.isa.lanes, key.rows
     floats = f"<{lanes} x float>"
-    result = "float" if key.storage is Storage.FLOAT else "bfloat"
+    result = key.storage.element
     text = _Text()
     text.block("entry")
     if key.activation == "gelu":
@@ -486,7 +524,7 @@ def _finish(key: KernelKey) -> str:
         source = text.let(f"getelementptr float, ptr %from, i64 {v * lanes}")
         value, kind = text.let(f"load {floats}, ptr {source}, align 4"), floats
         if result == "bfloat":
-            value, kind = _rounded(text, value, lanes, native=key.storage is Storage.PAIRS), f"<{lanes} x i16>"
+            value, kind = _rounded(text, value, lanes, native=key.storage.step == 2), f"<{lanes} x i16>"
         place = text.let(f"getelementptr {result}, ptr %to, i64 %first")
         place = text.let(f"getelementptr {result}, ptr {place}, i64 {v * lanes}")
         text.do(f"store {kind} {value}, ptr {place}, align 2")
@@ -532,7 +570,7 @@ def _group(key: KernelKey) -> str:
     """All tiles of one group for the tokens of one panel."""
     rows, height = key.rows, key.height
     size = key.tokens
-    element = "float" if key.storage is Storage.FLOAT else "bfloat"
+    element = key.storage.element
     fields = "\n".join(
         [_field(f) for f in (Field.OUTPUTS,)]
         + [_field(f, "ptr") for f in (Field.VALUES, Field.COLUMNS, Field.STARTS, Field.ORDER, Field.BIAS, Field.OUT)]
@@ -618,7 +656,7 @@ each_tile:
   %t_bases = getelementptr i64, ptr %bases, i64 %t
   %t_token = add nuw nsw i64 %token, %t
   %t_offset = mul nuw nsw i64 %t_token, %outputs
-  %t_out = getelementptr {"float" if element == "float" else "bfloat"}, ptr %out, i64 %t_offset
+  %t_out = getelementptr {element}, ptr %out, i64 %t_offset
   br i1 %indirect, label %through_scratch, label %straight
 straight:
   %s_out = getelementptr float, ptr %t_out, i64 %p_first
@@ -644,24 +682,12 @@ end:
 
 def _worker(key: KernelKey) -> str:
     """Take tasks until none is left. A task is one panel of tokens times one chunk of groups."""
-    element = "bfloat" if key.storage is Storage.PAIRS else "float"
-    integers = (
-        Field.TASKS, Field.CHUNKS, Field.CHUNK_GROUPS, Field.PANEL_TOKENS, Field.TOKENS, Field.GROUPS,
-        Field.PANEL_BYTES, Field.ROW_STRIDE, Field.ROW_BYTES, Field.PANEL_STRIDE,
-    )  # fmt: skip
-    fields = "\n".join(
-        [_field(f) for f in integers]
-        + [_field(f, "ptr") for f in (Field.X, Field.BASES, Field.PANELS, Field.PANEL_BASES)]
-    )
+    integers = (Field.TASKS, Field.CHUNKS, Field.CHUNK_GROUPS, Field.PANEL_TOKENS, Field.TOKENS, Field.GROUPS)
+    fields = "\n".join([_field(f) for f in integers] + [_field(f, "ptr") for f in (Field.X, Field.BASES)])
     return f"""define void @worker(ptr %arguments) {{
 entry:
 {fields}
-  %next_worker_at = getelementptr i64, ptr %arguments, i64 {Field.NEXT_WORKER.value}
   %next_task_at = getelementptr i64, ptr %arguments, i64 {Field.NEXT_TASK.value}
-  %self = atomicrmw add ptr %next_worker_at, i64 1 monotonic
-  %panel_offset = mul nuw nsw i64 %self, %panel_bytes
-  %copied = icmp ne ptr %panels, null
-  %panel = getelementptr i8, ptr %panels, i64 %panel_offset
   br label %take
 take:
   %task = atomicrmw add ptr %next_task_at, i64 1 monotonic
@@ -679,25 +705,10 @@ begin:
   %group_over = icmp slt i64 %group_end, %groups
   %group_stop = select i1 %group_over, i64 %group_end, i64 %groups
   %own_bases = getelementptr i64, ptr %bases, i64 %token
-  br i1 %copied, label %copy, label %work
-copy:
-  %r = phi i64 [ 0, %begin ], [ %r_next, %copy ]
-  %r_token = add nuw nsw i64 %token, %r
-  %r_from = mul nuw nsw i64 %r_token, %row_stride
-  %r_source = getelementptr {element}, ptr %x, i64 %r_from
-  %r_to = mul nuw nsw i64 %r, %panel_stride
-  %r_target = getelementptr {element}, ptr %panel, i64 %r_to
-  call void @llvm.memcpy.p0.p0.i64(ptr %r_target, ptr %r_source, i64 %row_bytes, i1 false)
-  %r_next = add nuw nsw i64 %r, 1
-  %r_more = icmp slt i64 %r_next, %here
-  br i1 %r_more, label %copy, label %work
-work:
-  %work_x = phi ptr [ %x, %begin ], [ %panel, %copy ]
-  %work_bases = phi ptr [ %own_bases, %begin ], [ %panel_bases, %copy ]
   br label %each
 each:
-  %g = phi i64 [ %group_first, %work ], [ %g_next, %each ]
-  call void @group(ptr %arguments, i64 %g, ptr %work_x, ptr %work_bases, i64 %token, i64 %here)
+  %g = phi i64 [ %group_first, %begin ], [ %g_next, %each ]
+  call void @group(ptr %arguments, i64 %g, ptr %x, ptr %own_bases, i64 %token, i64 %here)
   %g_next = add nuw nsw i64 %g, 1
   %g_more = icmp slt i64 %g_next, %group_stop
   br i1 %g_more, label %each, label %take

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,11 +273,11 @@ def test_records_go_with_their_tensors() -> None:
         ({"activation": "tanh"}, "Expected an activation"),
     ],
 )
-def test_what_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
+def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
     """Shapes, types and indices that do not fit are refused before the kernel sees them."""
     values, columns, starts, _, _ = packed(64, 40, 16, 1, 0.9)
-    given = {"x": torch.randn(3, 40), "values": values, "columns": columns, "starts": starts, "order": None}
-    given |= {"bias": None, "activation": "none", "outputs": 64} | change
+    given: dict[str, Any] = {"x": torch.randn(3, 40), "values": values, "columns": columns, "starts": starts}
+    given |= {"order": None, "bias": None, "outputs": 64} | change
     with pytest.raises(ValueError, match=message):
         grouped_linear(**given)
 
