@@ -75,8 +75,15 @@ class Estimating:
 
     @cached_property
     def updates(self) -> Updates:
-        """Second-order updates along the path."""
+        """Second-order updates along the path, for everything that is removed."""
         return Updates(self.curvature, self.here, self.path, self.steps, self.tau)
+
+    @cached_property
+    def building(self) -> Updates:
+        """The same for what the loss notices of it: the changes of networks that are built."""
+        if self.path.active is self.path.birth:
+            return self.updates
+        return Updates(self.curvature, self.here, self.path, self.steps, self.tau, noticed=True)
 
     @cached_property
     def base_loss(self) -> float:
@@ -174,7 +181,7 @@ class Estimating:
             return 0.0
         if position not in self.rises:
             with torch.enable_grad():
-                update = self.updates.at(position)
+                update = self.building.at(position)
             self.rises[position] = self._built(update, self.here * self.path.kept(position).to(self.here.device))
         return self.rises[position][0]
 

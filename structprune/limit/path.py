@@ -195,7 +195,7 @@ def _by_structure(
                 np.maximum(birth[place], grown, out=birth[place])
                 if not reads or (member.tensor, member.dim) in inputs:
                     np.maximum(active[place], grown, out=active[place])
-    return Path(layout, birth, active, kept)
+    return Path(layout, birth, active if bool((active != birth).any()) else birth, kept)
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

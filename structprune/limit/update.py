@@ -1,8 +1,11 @@
 """The best update of the survivors inside a trust region, on the way along a path.
 
-With w_p the removed weights that the loss notices and d the change of the survivors T,
+With w_p the removed weights and d the change of the survivors T,
 
     E(tau) = min over ||d|| <= tau ||w_T|| of 1/2 (d - w_p)' H (d - w_p).
+
+All that a channel takes along counts in w_p, as in the paper: what it writes and what is read of it. For a network that
+is to be built, the part that is read is enough, and tells the survivors better what to make up for (``noticed``).
 
 tau = 0 leaves the survivors as they are. tau = infinity is the exact second-order update (Hassibi and Stork 1993),
 which for real networks often moves the survivors so far that the quadratic model means nothing.
@@ -78,6 +81,8 @@ class Updates:
         Dimensions of the Krylov space, at most.
     tau
         Radii whose losses are remembered.
+    noticed
+        Whether w_p is only what the loss notices of the removed weights (:meth:`Path.cut`).
     """
 
     curvature: Curvature
@@ -85,13 +90,15 @@ class Updates:
     path: Path
     steps: int
     tau: Sequence[float]
+    noticed: bool = False
     seen: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
     def at(self, position: int) -> Update:
         """Build the Krylov space at a position."""
         device = self.weights.device
         kept = self.path.kept(position).to(device, self.weights.dtype)
-        removed = self.weights * self.path.cut(position).to(device)
+        gone = self.path.cut(position) if self.noticed else ~self.path.kept(position)
+        removed = self.weights * gone.to(device)
         image = self.curvature(removed)
         base = 0.5 * float(removed.double() @ image.double())
         run = Lanczos(lambda vector: self.curvature(vector * kept) * kept, image * kept)

@@ -65,7 +65,7 @@ def test_the_network_at_the_constructive_limit_loses_no_more_than_epsilon(kind: 
     (estimate,) = run.estimates("constructive")
     position = run.position_of(estimate)
     kept = run.path.kept(position)
-    update = run.updates.at(position)
+    update = run.building.at(position)
     model, data = trained()
     inputs, targets = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
     losses = []
