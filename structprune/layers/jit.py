@@ -15,7 +15,7 @@ from torch import Tensor
 
 from structprune.layers.activation import as_activation
 from structprune.layers.jit_engine import Worker, available, compiled, has_bfloat16, isa_of_this_machine, run
-from structprune.layers.jit_ir import Isa, KernelKey, Storage
+from structprune.layers.jit_key import Isa, KernelKey, Storage
 
 __all__ = ["available", "grouped_conv2d", "grouped_linear"]
 

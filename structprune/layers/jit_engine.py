@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from structprune.layers.jit_ir import Field, Isa, KernelKey, kernel_ir
+from structprune.layers.jit_ir import kernel_ir
+from structprune.layers.jit_key import Field, Isa, KernelKey
 
 __all__ = ["Worker", "available", "compiled", "has_bfloat16", "isa_of_this_machine", "run"]
 

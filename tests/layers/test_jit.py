@@ -14,7 +14,8 @@ from torch import Tensor
 
 from structprune.layers import jit, jit_engine
 from structprune.layers.jit import grouped_conv2d, grouped_linear
-from structprune.layers.jit_ir import Isa, KernelKey, Storage, kernel_ir
+from structprune.layers.jit_ir import kernel_ir
+from structprune.layers.jit_key import Isa, KernelKey, Storage
 
 REASON = jit_engine.available()
 needs_kernels = pytest.mark.skipif(bool(REASON), reason=REASON)
@@ -105,6 +106,22 @@ def test_bfloat16_equals_float64(isa: Isa, height: int, width: int) -> None:
         grouped_linear(x, values, columns, starts, order, bias, activation, outputs=outputs, out=out, isa=isa)
         expected = ACTIVATE[activation](x.double() @ weight.T + bias.double())
         torch.testing.assert_close(out.double(), expected, rtol=5e-3, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("height", [16, 64])
+def test_bfloat16_without_its_instructions(isa: Isa, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without AVX512-BF16 widens to float32 and rounds the result to nearest even, NaN staying NaN."""
+    monkeypatch.setattr(jit, "has_bfloat16", lambda: False)
+    values, columns, starts, _, weight = packed(2 * height, 31, height, 1, 0.5)
+    values, weight = in_bfloat16(values, weight)
+    x = torch.randn(7, 31).bfloat16()
+    x[3] = torch.nan
+    y = grouped_linear(x, values, columns, starts, None, None, outputs=2 * height, isa=isa)
+    exact = x.double() @ weight.T
+    exact[3, height:] = 0  # the second group is empty
+    torch.testing.assert_close(y.double(), exact, rtol=5e-3, atol=1e-4, equal_nan=True)
 
 
 @needs_kernels
