@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,7 @@ from structprune.layers.triton_checks import (
     checked_out,
     checked_values,
 )
-from structprune.layers.triton_kernels import kernels
+from structprune.layers.triton_kernels import Kernels, kernels
 from structprune.layers.triton_tiles import GradientTile, Tile, forward_tile, gradient_tile
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 Precision = Literal["ieee", "tf32", "tf32x3"]  # how float32 is multiplied; narrower types have one way only
+ROW_MAJOR, FEATURE_MAJOR = attrgetter("row_major"), attrgetter("feature_major")
 PARTIAL_SUMS = 264  # programs of a weight gradient, two for each multiprocessor of an H200
 
 
@@ -129,7 +131,7 @@ def grouped_linear(
     positions = Positions(x.stride(0))
     constants = {"RUN": common_run(x, lists.run, positions), "IMAGE": False}
     strides = (x.shape[0], outputs, y.stride(0), *positions.strides())
-    launch_forward(kernels().row_major, x, values, indices, bias, y, strides, constants, activation, tile, precision)
+    launch_forward(ROW_MAJOR, x, values, indices, bias, y, strides, constants, activation, tile, precision)
     return y
 
 
@@ -159,7 +161,7 @@ def grouped_linear_features(
     height, indices = checked_values(x, values, columns, bias, outputs), Indices(columns, starts, order)
     checked_lists(indices, x, outputs, x.shape[0], height)
     strides = (tokens, outputs, y.stride(0), y.stride(1), x.stride(0))
-    launch_forward(kernels().feature_major, x, values, indices, bias, y, strides, {}, activation, tile, precision)
+    launch_forward(FEATURE_MAJOR, x, values, indices, bias, y, strides, {}, activation, tile, precision)
     return y
 
 
@@ -205,7 +207,7 @@ def grouped_conv2d(
     places = Indices(lists.places(columns, kernel, channels, image.shape[2]), starts, order)
     constants = {"RUN": common_run(image, math.gcd(lists.run, channels), positions), "IMAGE": True}
     strides = (image.shape[0] * positions.image_size, outputs, outputs, *positions.strides())
-    launch_forward(kernels().row_major, image, values, places, bias, y, strides, constants, activation, tile, precision)
+    launch_forward(ROW_MAJOR, image, values, places, bias, y, strides, constants, activation, tile, precision)
     return y
 
 
@@ -297,7 +299,7 @@ def grouped_conv2d_weight_gradient(
 
 
 def launch_forward(
-    kernel: Any,
+    kernel: Callable[[Kernels], Any],
     x: Tensor,
     values: Tensor,
     indices: Indices,
@@ -320,7 +322,7 @@ def launch_forward(
     # A kernel without order or bias reads neither: any tensor may stand there.
     operands = (columns, starts, columns if order is None else order, values if bias is None else bias)
     with on_device(x):
-        kernel[(-(-outputs // tile.rows) * -(-tokens // tile.tokens),)](
+        kernel(kernels())[(-(-outputs // tile.rows) * -(-tokens // tile.tokens),)](
             x, values, *operands, y, *strides, **constants,
             HEIGHT=height, ROWS=tile.rows, TOKENS=tile.tokens, STEP=tile.step, ORDER=order is not None,
             BIAS=bias is not None, ACTIVATION=as_activation(activation), PRECISION=precision, UPCAST=upcast(x),

@@ -1,4 +1,4 @@
-"""Numerics of the Triton kernels: in Triton's interpreter on any machine that has Triton, and on a CUDA device."""
+"""Numerics of the Triton kernels and of layers that use them: in Triton's interpreter, and on a CUDA device."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.layers.triton_cases import CASES, Case, error
+from tests.layers.triton_layer_cases import LAYERS, TOLERANCE, LayerCase, layer_error
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +22,7 @@ def errors() -> dict[str, float]:
     """Return the error of each case in the interpreter, which a process chooses before it first imports Triton."""
     pytest.importorskip("triton", reason="Triton is not installed")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.layers.triton_cases"]
+    command = [sys.executable, "-m", "tests.layers.triton_layer_cases"]
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout)
@@ -29,7 +30,8 @@ def errors() -> dict[str, float]:
 
 def test_names_tell_cases_apart() -> None:
     """No case hides behind another of the same name."""
-    assert len({case.name for case in CASES}) == len(CASES)
+    names = [case.name for case in CASES] + [case.name for case in LAYERS]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -38,9 +40,23 @@ def test_kernel_equals_the_dense_weight_in_the_interpreter(case: Case, errors: d
     assert errors[case.name] <= case.tolerance
 
 
+@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+def test_layer_equals_its_dense_form_in_the_interpreter(case: LayerCase, errors: dict[str, float]) -> None:
+    """Outputs, and gradients of input and values, are those of the dense layer."""
+    assert errors[case.name] <= TOLERANCE
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_kernel_equals_the_dense_weight_on_a_gpu(case: Case) -> None:
     """The compiled kernels keep the facts that the interpreter shows."""
     pytest.importorskip("triton", reason="Triton is not installed")
     assert error(case, torch.device("cuda")) <= case.tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+def test_layer_equals_its_dense_form_on_a_gpu(case: LayerCase) -> None:
+    """Compiled kernels keep the gradients too."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    assert layer_error(case, torch.device("cuda")) <= TOLERANCE

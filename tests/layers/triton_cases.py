@@ -1,13 +1,11 @@
-"""Cases of the Triton kernels against float64, on any device: `python -m tests.layers.triton_cases` prints the errors.
+"""Cases of the Triton kernels against float64, on any device.
 
-On a CPU that takes TRITON_INTERPRET=1 in the environment before the first import, so tests run it as a program. The
-reference multiplies by the plain dense weight. Whatever a kernel must not read is nan: around X, and the inputs that
-no group lists. Whatever it must write is nan before.
+The reference multiplies by the plain dense weight. Whatever a kernel must not read is nan: around X, and the inputs
+that no group lists. Whatever it must write is nan before.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
 from dataclasses import dataclass
 
@@ -222,13 +220,3 @@ CASES = [
     *(Case("convolution gradient", width=4, inputs=8, outputs=24, stride=stride) for stride in ((1, 1), (2, 1))),
     Case("convolution", dtype="float16", width=8, inputs=8, outputs=20, ordered=True, activation="relu"),
 ]  # fmt: skip
-
-
-def main() -> None:
-    """Print a line of JSON: the error of each case."""
-    torch.use_deterministic_algorithms(True)  # fills new tensors with nan, those inside the launches too
-    print(json.dumps({case.name: error(case, torch.device("cpu")) for case in CASES}))
-
-
-if __name__ == "__main__":
-    main()
