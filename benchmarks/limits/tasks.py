@@ -214,7 +214,7 @@ class TrainedResNet:
     """ResNet-20 with its published weights, on some of CIFAR-10's training images."""
 
     name: str = "resnet20"
-    about: str = "ResNet-20 on CIFAR-10 with trained weights; 1,000 training images"
+    about: str = "ResNet-20 on CIFAR-10 with its trained weights, on some training images"
     epsilons: tuple[float | str, ...] = ("batch_std",)
     structures: tuple[str, ...] = ("weights", "channels")
     block: tuple[int, int] = (8, 8)
