@@ -121,10 +121,10 @@ class BlockSparseLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the sizes for printing."""
-        entries = self.values.shape[0] * self.values.shape[1]
-        kept = entries / (self.outputs * self.inputs)
+        columns, height = self.values.shape
+        dense = self.packed.groups * self.inputs
         return (
-            f"{self.inputs} -> {self.outputs}, blocks {self.values.shape[1]}x{self.width}, kept {kept:.3f}, "
+            f"{self.inputs} -> {self.outputs}, blocks {height}x{self.width}, kept {columns} of {dense} columns, "
             f"bias={self.bias is not None}, activation={self.activation}, backend={self._backend_name}"
         )
 
