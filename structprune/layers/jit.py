@@ -361,6 +361,6 @@ def _launch(
         0, panels * chunks, chunks, chunk, panel, tokens, groups, outputs,
         x.data_ptr(), values.data_ptr(), columns.data_ptr(), starts.data_ptr(),
         0 if order is None else order.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
-        bases.data_ptr(),
+        bases.data_ptr(), numbers * x.element_size(),
     )  # fmt: skip
     run(worker, fields, threads)

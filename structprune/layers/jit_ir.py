@@ -12,6 +12,8 @@ from structprune.layers.jit_tile import tile_ir
 
 __all__ = ["kernel_ir"]
 
+LINE = 64  # bytes of a cache line
+
 
 def kernel_ir(key: KernelKey) -> str:
     """The module of one key, as LLVM IR.
@@ -26,6 +28,7 @@ def kernel_ir(key: KernelKey) -> str:
     parts += [f"declare {vector} @llvm.{f}.v{lanes}f32({vector})" for f in ("fabs", "rint")]
     parts += [f"declare {vector} @llvm.{f}.v{lanes}f32({vector}, {vector})" for f in ("minnum", "maximum")]
     parts.append(f"declare {vector} @llvm.fma.v{lanes}f32({vector}, {vector}, {vector})")
+    parts.append("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
     if key.storage.step == 2:
         parts.append(
             "declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)"
@@ -249,8 +252,16 @@ end:
 
 
 def _worker(key: KernelKey) -> str:
-    """Take tasks until none is left. A task is one panel of tokens times one chunk of groups."""
-    integers = (Field.TASKS, Field.CHUNKS, Field.CHUNK_GROUPS, Field.PANEL_TOKENS, Field.TOKENS, Field.GROUPS)
+    """Take tasks until none is left. A task is one panel of tokens times one chunk of groups.
+
+    The panel is fetched in order beforehand. A group reads a few lines here and there, which no prefetcher foresees,
+    and each would wait for memory.
+    """
+    element = key.storage.activation
+    integers = (
+        Field.TASKS, Field.CHUNKS, Field.CHUNK_GROUPS, Field.PANEL_TOKENS, Field.TOKENS, Field.GROUPS,
+        Field.TOKEN_BYTES,
+    )  # fmt: skip
     fields = "\n".join([_field(f) for f in integers] + [_field(f, "ptr") for f in (Field.X, Field.BASES)])
     return f"""define void @worker(ptr %arguments) {{
 entry:
@@ -273,9 +284,26 @@ begin:
   %group_over = icmp slt i64 %group_end, %groups
   %group_stop = select i1 %group_over, i64 %group_end, i64 %groups
   %own_bases = getelementptr i64, ptr %bases, i64 %token
-  br label %each
+  br label %row
+row:
+  %r = phi i64 [ 0, %begin ], [ %r_next, %row_end ]
+  %r_base_at = getelementptr i64, ptr %own_bases, i64 %r
+  %r_base = load i64, ptr %r_base_at, align 8
+  %r_x = getelementptr {element}, ptr %x, i64 %r_base
+  br label %line
+line:
+  %l = phi i64 [ 0, %row ], [ %l_next, %line ]
+  %l_at = getelementptr i8, ptr %r_x, i64 %l
+  call void @llvm.prefetch.p0(ptr %l_at, i32 0, i32 2, i32 1)
+  %l_next = add nuw nsw i64 %l, {LINE}
+  %l_more = icmp slt i64 %l_next, %token_bytes
+  br i1 %l_more, label %line, label %row_end
+row_end:
+  %r_next = add nuw nsw i64 %r, 1
+  %r_more = icmp slt i64 %r_next, %here
+  br i1 %r_more, label %row, label %each
 each:
-  %g = phi i64 [ %group_first, %begin ], [ %g_next, %each ]
+  %g = phi i64 [ %group_first, %row_end ], [ %g_next, %each ]
   call void @group(ptr %arguments, i64 %g, ptr %x, ptr %own_bases, i64 %token, i64 %here)
   %g_next = add nuw nsw i64 %g, 1
   %g_more = icmp slt i64 %g_next, %group_stop

@@ -69,6 +69,7 @@ class Field(IntEnum):
     BIAS = 13
     OUT = 14
     BASES = 15
+    TOKEN_BYTES = 16
 
 
 @dataclass(frozen=True)
