@@ -27,6 +27,7 @@ from benchmarks.limits.table import as_markdown, as_table
 from benchmarks.limits.tasks import TASKS, MissingSettingError, Options, Prepared, Task
 from benchmarks.provenance import ROOT, commit, machine, versions
 from structprune.files import write_atomically
+from structprune.limit.estimating import ESTIMATORS
 from structprune.progress import Phases
 
 RESULTS = ROOT / "benchmarks" / "results" / "limits"
@@ -67,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     limits.add_argument("--curvature", choices=["auto", "ggn", "hessian", "layerwise"], help="default: by task")
     limits.add_argument("--probes", type=int, default=8, metavar="N")
     limits.add_argument("--steps", type=int, default=64, metavar="N", help="Lanczos steps")
+    limits.add_argument(
+        "--estimators", nargs="+", default=list(ESTIMATORS), choices=ESTIMATORS, metavar="NAME", help="default: all"
+    )
     limits.add_argument("--tau", nargs="+", type=float, default=[0.05, 0.1], metavar="T")
     limits.add_argument("--no-truth", action="store_true", help="retrain nothing")
     limits.add_argument("--examples", type=int, metavar="N", help="training examples that the loss is measured on")
@@ -213,6 +217,7 @@ def settings_of(options: argparse.Namespace, prepared: Prepared) -> Settings:
         curvature=options.curvature or prepared.curvature,
         probes=options.probes,
         steps=options.steps,
+        estimators=tuple(options.estimators),
         tau=tuple(options.tau),
         seed=options.seed,
         truth=not options.no_truth,

@@ -31,7 +31,7 @@ class Settings:
 
     Attributes
     ----------
-    curvature, probes, steps, tau, seed
+    curvature, probes, steps, estimators, tau, seed
         As in `structprune.limit.pruning_limit`.
     truth
         Whether supports are retrained.
@@ -44,6 +44,7 @@ class Settings:
     curvature: str
     probes: int
     steps: int
+    estimators: tuple[str, ...]
     tau: tuple[float, ...]
     seed: int
     truth: bool
@@ -123,6 +124,7 @@ def measure(
             probes=settings.probes,
             steps=settings.steps,
             tau=settings.tau,
+            estimators=settings.estimators,
             seed=settings.seed,
             progress=False,
         )
