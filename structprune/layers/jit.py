@@ -75,7 +75,7 @@ def grouped_linear(
     Sums are float32. bfloat16 uses vdpbf16ps where the processor has it, best for pieces of even width, and widens to
     float32 elsewhere. Nothing is differentiated here.
     """
-    if x.dim() != 2 or x.device.type != "cpu":
+    if x.dim() != 2 or not x.is_cpu:
         raise ValueError(
             f"Expected x as a matrix (tokens, inputs) on the CPU. Got shape {tuple(x.shape)} on {x.device}. "
             "Flatten the leading dimensions."
@@ -91,7 +91,7 @@ def grouped_linear(
     if x.stride(1) != 1:
         x = x.contiguous()
     bases = _row_bases(tokens, x.stride(0) if tokens > 1 else inputs)
-    _launch(worker, key, x, tokens, bases, (values, columns, starts, order), bias, out, inputs)
+    _launch(worker, key, x, tokens, bases, (values, columns, starts, order), bias, out, max(1, inputs))
     return out
 
 
@@ -134,7 +134,7 @@ def grouped_conv2d(
     RuntimeError
         If this machine cannot run the kernels, see `available`.
     """
-    if image.dim() != 4 or not image.is_contiguous() or image.device.type != "cpu":
+    if image.dim() != 4 or not image.is_contiguous() or not image.is_cpu:
         raise ValueError(
             f"Expected a contiguous image (N, Hp, Wp, C) on the CPU. Got shape {tuple(image.shape)}, strides "
             f"{image.stride()} on {image.device}. Use structprune.layers.geometry.padded_nhwc."
@@ -237,7 +237,7 @@ def _checked(
     values: Tensor, columns: Tensor, starts: Tensor, order: Tensor | None, outputs: int, inputs: int
 ) -> _Checked:
     """Check the packed weight, its index lists only where they are new or were written to."""
-    if values.dim() != 2 or values.shape[1] not in HEIGHTS or not values.is_contiguous() or values.device.type != "cpu":
+    if values.dim() != 2 or values.shape[1] not in HEIGHTS or not values.is_contiguous() or not values.is_cpu:
         raise ValueError(
             f"Expected contiguous values (C, G) with G in {HEIGHTS}. Got shape {tuple(values.shape)}, strides "
             f"{values.stride()}. Pack the weight with one of these heights."
@@ -266,12 +266,7 @@ def _check_indices(
     if order is not None:
         expected["order"] = (order, outputs)
     for name, (given, length) in expected.items():
-        if (
-            given.dtype != torch.int32
-            or given.shape != (length,)
-            or not given.is_contiguous()
-            or given.device.type != "cpu"
-        ):
+        if given.dtype != torch.int32 or given.shape != (length,) or not given.is_contiguous() or not given.is_cpu:
             raise ValueError(
                 f"Expected {name} as contiguous int32 ({length},) on the CPU. Got {given.dtype} "
                 f"{tuple(given.shape)} on {given.device}. Use the lists of the packed weight for {outputs} outputs."
@@ -298,7 +293,7 @@ def _check_indices(
 def _result(out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if out is None:
         return torch.empty(shape, dtype=dtype)
-    if out.shape != shape or out.dtype != dtype or not out.is_contiguous() or out.device.type != "cpu":
+    if out.shape != shape or out.dtype != dtype or not out.is_contiguous() or not out.is_cpu:
         raise ValueError(
             f"Expected out as contiguous {dtype} {shape} on the CPU. Got {out.dtype} {tuple(out.shape)}, strides "
             f"{out.stride()}. Leave it out to have one made."
@@ -330,6 +325,19 @@ def _storage(isa: Isa, paired: bool) -> Storage:
     return Storage.PAIRS if paired else Storage.LOOSE
 
 
+@lru_cache(maxsize=256)
+def _shares(tokens: int, groups: int, tile: int, token_bytes: int, threads: int) -> tuple[int, int]:
+    """Return the tokens of a panel and the groups of a chunk: the work is dealt in panels times chunks."""
+    panel = max(1, PANEL_BYTES // token_bytes // tile) * tile
+    if threads > 1:
+        panel = min(panel, -(-tokens // threads // tile) * tile)
+    panel = max(1, min(panel, tokens))
+    if threads == 1:
+        return panel, groups
+    panels = -(-tokens // panel)
+    return panel, max(1, groups // -(-TASKS_PER_THREAD * threads // panels))
+
+
 def _launch(
     worker: Worker,
     key: KernelKey,
@@ -346,19 +354,17 @@ def _launch(
     outputs = out.shape[-1]
     groups = starts.numel() - 1
     if bias is not None:
-        if bias.shape != (outputs,):
-            raise ValueError(f"Expected a bias of shape ({outputs},). Got {tuple(bias.shape)}. Give one per output.")
+        if bias.shape != (outputs,) or not bias.is_cpu:
+            raise ValueError(
+                f"Expected a bias of shape ({outputs},) on the CPU. Got {tuple(bias.shape)} on {bias.device}. "
+                "Give one per output."
+            )
         bias = bias.float().contiguous()
     threads = torch.get_num_threads() if tokens * values.numel() > LEAST_WORK else 1
-    panel = max(1, PANEL_BYTES // (numbers * x.element_size()) // key.tokens) * key.tokens
-    if threads > 1:
-        panel = min(panel, -(-tokens // threads // key.tokens) * key.tokens)
-    panel = max(1, min(panel, tokens))
-    panels = -(-tokens // panel)
-    chunk = max(1, groups // -(-TASKS_PER_THREAD * threads // panels)) if threads > 1 else groups
-    chunks = -(-groups // chunk)
+    panel, chunk = _shares(tokens, groups, key.tokens, numbers * x.element_size(), threads)
+    tasks, chunks = -(-tokens // panel) * -(-groups // chunk), -(-groups // chunk)
     fields = (
-        0, panels * chunks, chunks, chunk, panel, tokens, groups, outputs,
+        0, tasks, chunks, chunk, panel, tokens, groups, outputs,
         x.data_ptr(), values.data_ptr(), columns.data_ptr(), starts.data_ptr(),
         0 if order is None else order.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
         bases.data_ptr(), numbers * x.element_size(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import threading
+from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -18,12 +19,10 @@ from typing import Any
 import torch
 
 from structprune.layers.jit_ir import kernel_ir
-from structprune.layers.jit_key import Field, Isa, KernelKey
+from structprune.layers.jit_key import Isa, KernelKey
 
 __all__ = ["Worker", "available", "compiled", "has_bfloat16", "isa_of_this_machine", "run"]
 
-# int64 fields of one call, see `Field`.
-Arguments = ctypes.c_int64 * len(Field)
 Worker = Any  # a foreign function of ctypes; its classes have no public name
 
 OLDEST_LLVM = 18  # the generated text uses `splat` constants and bfloat vectors
@@ -131,7 +130,7 @@ def libraries_of_torch() -> list[Path]:
 
 
 @lru_cache(maxsize=1)
-def _team() -> Callable[[Worker, ctypes.Array, int], None]:
+def _team() -> Callable[[Worker, int, int], None]:
     """Return what runs a worker in several threads: torch's own OpenMP pool, else threads of Python.
 
     Torch's pool is warm and pinned, and a second pool would compete with it for the same cores.
@@ -142,13 +141,13 @@ def _team() -> Callable[[Worker, ctypes.Array, int], None]:
         parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         parallel.restype = None
 
-        def through_openmp(worker: Worker, arguments: ctypes.Array, threads: int) -> None:
+        def through_openmp(worker: Worker, arguments: int, threads: int) -> None:
             parallel(ctypes.cast(worker, ctypes.c_void_p), arguments, threads, 0)
 
         return through_openmp
     pool = ThreadPoolExecutor(thread_name_prefix="structprune")
 
-    def through_python(worker: Worker, arguments: ctypes.Array, threads: int) -> None:
+    def through_python(worker: Worker, arguments: int, threads: int) -> None:
         others = [pool.submit(worker, arguments) for _ in range(threads - 1)]
         worker(arguments)
         for other in others:
@@ -159,8 +158,9 @@ def _team() -> Callable[[Worker, ctypes.Array, int], None]:
 
 def run(worker: Worker, fields: tuple[int, ...], threads: int) -> None:
     """Run a worker on its tasks in up to ``threads`` threads and wait for all of them."""
-    arguments = Arguments(*fields)
+    arguments = array("q", fields)  # its making takes a third of the time that an array of ctypes takes
+    address, _ = arguments.buffer_info()
     if threads > 1:
-        _team()(worker, arguments, threads)
+        _team()(worker, address, threads)
     else:
-        worker(arguments)
+        worker(address)
