@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, then build the environment or find that it is up to date."""
     parser = argparse.ArgumentParser(description="Make a virtual environment in which this checkout runs.")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment (.venv)")
-    parser.add_argument("extras", nargs="*", help="optional dependencies to add: dev, bench, gpu")
+    parser.add_argument("extras", nargs="*", help="optional dependencies to add: dev, bench, gpu, jit")
     options = parser.parse_args(arguments)
     problem = version_problem(sys.version_info[:2])
     if problem:
