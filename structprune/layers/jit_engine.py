@@ -25,7 +25,7 @@ __all__ = ["Worker", "available", "compiled", "has_bfloat16", "isa_of_this_machi
 
 Worker = Any  # a foreign function of ctypes; its classes have no public name
 
-OLDEST_LLVM = 18  # the generated text uses `splat` constants and bfloat vectors
+OLDEST_LLVM = 20  # that of llvmlite 0.45; older ones read neither `splat` constants nor pairs of bfloat16
 _lock = threading.Lock()
 
 
@@ -37,9 +37,10 @@ def available() -> str:
     try:
         import llvmlite.binding as llvm
     except ImportError:
-        return "llvmlite is not installed (pip install llvmlite)."
+        return "llvmlite is not installed (pip install 'llvmlite>=0.45')."
     if llvm.llvm_version_info[0] < OLDEST_LLVM:
-        return f"llvmlite brings LLVM {llvm.llvm_version_info[0]}; {OLDEST_LLVM} or later is needed (update llvmlite)."
+        brought = llvm.llvm_version_info[0]
+        return f"llvmlite brings LLVM {brought}, which is before {OLDEST_LLVM} (pip install 'llvmlite>=0.45')."
     if not (_feature("avx2") and _feature("fma")):
         return "The processor has no AVX2 with fused multiply-add."
     return ""

@@ -24,7 +24,7 @@ def kernel_ir(key: KernelKey) -> str:
     lanes = key.isa.lanes
     vector = f"<{lanes} x float>"
     parts = [tile_ir(key, tokens) for tokens in range(1, key.tokens + 1)]
-    parts += [_dispatch(key), _finish(key), _stored_bias(key), _group(key), _worker(key)]
+    parts += [_dispatch(key), _finish(key), _stored_bias(key), _tiles(key), _group(key), _worker(key)]
     parts += [f"declare {vector} @llvm.{f}.v{lanes}f32({vector})" for f in ("fabs", "rint")]
     parts += [f"declare {vector} @llvm.{f}.v{lanes}f32({vector}, {vector})" for f in ("minnum", "maximum")]
     parts.append(f"declare {vector} @llvm.fma.v{lanes}f32({vector}, {vector}, {vector})")
@@ -161,20 +161,66 @@ end:
 }}"""
 
 
+# What one pass over the columns of a group is given; the names that are not filled in are the same on both sides.
+PASS = (
+    "ptr {values}, ptr {columns}, i64 %count, ptr {bias}, i64 {first}, i64 %valid, ptr %x, ptr %bases, i64 %token, "
+    "i64 %tokens, ptr %out, i64 %outputs, ptr %order, ptr %scratch, i1 %indirect"
+)
+
+
+def _tiles(key: KernelKey) -> str:
+    """The register tiles of one pass: the panel's tokens in tiles of nearly one size."""
+    rows, size, element = key.rows, key.tokens, key.storage.element
+    same = "ptr %values, ptr %columns, i64 %count, ptr %t_bases, ptr %x, ptr %bias"
+    given = PASS.format(values="%values", columns="%columns", bias="%bias", first="%first")
+    return f"""define internal void @tiles({given}) {{
+entry:
+  %added = add nuw nsw i64 %tokens, {size - 1}
+  %tiles = udiv i64 %added, {size}
+  %least = udiv i64 %tokens, %tiles
+  %longer = urem i64 %tokens, %tiles
+  br label %next
+next:
+  %i = phi i64 [ 0, %entry ], [ %i_next, %done ]
+  %t = phi i64 [ 0, %entry ], [ %t_next, %done ]
+  %is_longer = icmp slt i64 %i, %longer
+  %one_more = zext i1 %is_longer to i64
+  %size = add nuw nsw i64 %least, %one_more
+  %t_bases = getelementptr i64, ptr %bases, i64 %t
+  %t_token = add nuw nsw i64 %token, %t
+  %t_offset = mul nuw nsw i64 %t_token, %outputs
+  %t_out = getelementptr {element}, ptr %out, i64 %t_offset
+  br i1 %indirect, label %through_scratch, label %straight
+straight:
+  %s_out = getelementptr float, ptr %t_out, i64 %first
+  call void @tile({same}, ptr %s_out, i64 %outputs, i64 %size)
+  br label %done
+through_scratch:
+  call void @tile({same}, ptr %scratch, i64 {rows}, i64 %size)
+  call void @finish(ptr %scratch, i64 %size, ptr %t_out, i64 %outputs, i64 %first, i64 %valid, ptr %order)
+  br label %done
+done:
+  %i_next = add nuw nsw i64 %i, 1
+  %t_next = add nuw nsw i64 %t, %size
+  %more = icmp slt i64 %i_next, %tiles
+  br i1 %more, label %next, label %end
+end:
+  ret void
+}}"""
+
+
 def _group(key: KernelKey) -> str:
     """All tiles of one group for the tokens of one panel."""
     rows, height = key.rows, key.height
-    size = key.tokens
     element = key.storage.element
     pointers = (Field.VALUES, Field.COLUMNS, Field.STARTS, Field.ORDER, Field.BIAS, Field.OUT)
     fields = "\n".join([_field(Field.OUTPUTS)] + [_field(f, "ptr") for f in pointers])
     always = "true" if key.activation == "gelu" or key.storage is not Storage.FLOAT else "false"
-    same = "ptr %p_values, ptr %own_columns, i64 %count, ptr %t_bases, ptr %x, ptr %p_bias"
     return f"""define internal void @group(ptr %arguments, i64 %g, ptr %x, ptr %bases, i64 %token, i64 %tokens) {{
 entry:
 {fields}
   %bias_rows = alloca [{height} x float], align 64
-  %scratch = alloca [{size * rows} x float], align 64
+  %scratch = alloca [{key.tokens * rows} x float], align 64
   %start_at = getelementptr i32, ptr %starts, i64 %g
   %start32 = load i32, ptr %start_at, align 4
   %stop_at = getelementptr i32, ptr %start_at, i64 1
@@ -204,45 +250,16 @@ fill:
   br label %passes
 passes:
   %bias_group = phi ptr [ %bias_first, %plain ], [ %bias_rows, %fill ]
-  %added = add nuw nsw i64 %tokens, {size - 1}
-  %tiles = udiv i64 %added, {size}
-  %least = udiv i64 %tokens, %tiles
-  %longer = urem i64 %tokens, %tiles
   br label %pass
 pass:
-  %p = phi i64 [ 0, %passes ], [ %p_next, %pass_end ]
+  %p = phi i64 [ 0, %passes ], [ %p_next, %pass ]
   %p_left = sub nsw i64 %here, %p
   %p_short = icmp slt i64 %p_left, {rows}
   %valid = select i1 %p_short, i64 %p_left, i64 {rows}
   %p_values = getelementptr {element}, ptr %own_values, i64 %p
   %p_bias = getelementptr float, ptr %bias_group, i64 %p
   %p_first = add nuw nsw i64 %first, %p
-  br label %each_tile
-each_tile:
-  %i = phi i64 [ 0, %pass ], [ %i_next, %tile_end ]
-  %t = phi i64 [ 0, %pass ], [ %t_next, %tile_end ]
-  %is_longer = icmp slt i64 %i, %longer
-  %one_more = zext i1 %is_longer to i64
-  %size = add nuw nsw i64 %least, %one_more
-  %t_bases = getelementptr i64, ptr %bases, i64 %t
-  %t_token = add nuw nsw i64 %token, %t
-  %t_offset = mul nuw nsw i64 %t_token, %outputs
-  %t_out = getelementptr {element}, ptr %out, i64 %t_offset
-  br i1 %indirect, label %through_scratch, label %straight
-straight:
-  %s_out = getelementptr float, ptr %t_out, i64 %p_first
-  call void @tile({same}, ptr %s_out, i64 %outputs, i64 %size)
-  br label %tile_end
-through_scratch:
-  call void @tile({same}, ptr %scratch, i64 {rows}, i64 %size)
-  call void @finish(ptr %scratch, i64 %size, ptr %t_out, i64 %outputs, i64 %p_first, i64 %valid, ptr %order)
-  br label %tile_end
-tile_end:
-  %i_next = add nuw nsw i64 %i, 1
-  %t_next = add nuw nsw i64 %t, %size
-  %t_more = icmp slt i64 %i_next, %tiles
-  br i1 %t_more, label %each_tile, label %pass_end
-pass_end:
+  call void @tiles({PASS.format(values="%p_values", columns="%own_columns", bias="%p_bias", first="%p_first")})
   %p_next = add nuw nsw i64 %p, {rows}
   %p_more = icmp slt i64 %p_next, %here
   br i1 %p_more, label %pass, label %end

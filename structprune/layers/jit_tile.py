@@ -174,18 +174,15 @@ def tile_ir(key: KernelKey, tokens: int) -> str:
         loop("tail", [[f"%t_{i}" for i in range(size)]], [finals], "rest", "%d", unrolled)
         text.do(f"%again = icmp slt i64 %d_next, {whole}")
         text.do("br i1 %again, label %tail, label %end")
-        finals, source = (
-            _joined(text, floats, "end", [(finals, "rest"), ([f"%tail0_{i}" for i in range(size)], "tail")]),
-            "end",
-        )
+        tails = [f"%tail0_{i}" for i in range(size)]
+        finals, source = _joined(text, floats, "end", [(finals, "rest"), (tails, "tail")]), "end"
     if key.storage is Storage.LOOSE:
         text.do("%odd = trunc i64 %count to i1")
         text.do("br i1 %odd, label %alone, label %all")
         text.block("alone")
         place = text.let("sub nuw nsw i64 %count, 1")
-        finals = _joined(
-            text, floats, "all", [(finals, source), (_step(key, text, place, rows, finals, last=True), "alone")]
-        )
+        longer = _step(key, text, place, rows, finals, last=True)
+        finals = _joined(text, floats, "all", [(finals, source), (longer, "alone")])
     _store(key, text, tokens, finals)
     text.do("ret void")
     body = "\n".join(text.lines)
