@@ -10,31 +10,20 @@ small part of the products, adding columns costs several times the products.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from structprune.layers.geometry import Geometry
+from structprune.layers.groups import Gatherer, group_slices
 from structprune.layers.pack import Packed
 from structprune.layers.planes import Planes
 
 __all__ = [
     "conv2d_input_gradient",
     "conv2d_weight_gradient",
-    "group_slices",
     "linear_input_gradient",
     "linear_weight_gradient",
 ]
-
-
-def group_slices(packed: Packed) -> Iterator[tuple[slice, slice]]:
-    """Yield for each group that keeps anything its rows of ``values`` and its stored outputs."""
-    bounds = packed.starts.tolist()
-    for group, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
-        if start < end:
-            first = group * packed.height
-            yield slice(start, end), slice(first, min(first + packed.height, packed.outputs))
 
 
 def stored_outputs(grad: Tensor, packed: Packed) -> Tensor:
@@ -56,11 +45,10 @@ def linear_input_gradient(grad: Tensor, packed: Packed) -> Tensor:
 
 def linear_weight_gradient(grad: Tensor, x: Tensor, packed: Packed) -> Tensor:
     """Return the gradient of ``values``, ``(C, G)``, for ``dY (B, outputs)`` and ``X (B, inputs)``."""
-    stored, features = stored_outputs(grad, packed), x.t().contiguous()
+    stored, gather = stored_outputs(grad, packed), Gatherer(x.t().contiguous(), 0)
     total = torch.zeros_like(packed.values)
     for kept, rows in group_slices(packed):
-        gathered = features.index_select(0, packed.columns[kept])
-        total[kept, : rows.stop - rows.start] = gathered @ stored[rows].t()
+        total[kept, : rows.stop - rows.start] = gather(packed.columns[kept]) @ stored[rows].t()
     return total
 
 
@@ -79,9 +67,8 @@ def conv2d_weight_gradient(grad: Tensor, x: Tensor, packed: Packed, geometry: Ge
     """Return the gradient of ``values``, ``(C, G)``, for ``dY (B, outputs, Ho, Wo)`` and ``X (B, channels, H, W)``."""
     planes = Planes(x.shape[0], x.shape[1], (x.shape[2], x.shape[3]), geometry)
     stored = planes.from_output(grad, packed)
-    runs, source = planes.runs(planes.from_image(x)), planes.rows(packed.columns)
+    gather, source = Gatherer(planes.runs(planes.from_image(x)), 0), planes.rows(packed.columns)
     total = torch.zeros_like(packed.values)
     for kept, rows in group_slices(packed):
-        gathered = runs.index_select(0, source[kept])
-        total[kept, : rows.stop - rows.start] = gathered @ stored[rows].t()
+        total[kept, : rows.stop - rows.start] = gather(source[kept]) @ stored[rows].t()
     return total

@@ -16,7 +16,7 @@ from torch import Tensor
 from structprune.layers.activation import Activation, activate
 from structprune.layers.backend import Backend
 from structprune.layers.geometry import Geometry
-from structprune.layers.gradients import group_slices
+from structprune.layers.groups import Gatherer, group_slices
 from structprune.layers.onednn import multiplies, multiply
 from structprune.layers.pack import Packed
 from structprune.layers.planes import Planes
@@ -62,8 +62,9 @@ class RowLoop(Backend):
 def by_rows(x: Tensor, packed: Packed, onednn: bool) -> Tensor:
     """Return ``(B, outputs)`` in stored rows for ``x (B, inputs)``."""
     stored = x.new_zeros(x.shape[0], packed.outputs)
+    gather = Gatherer(x, 1)
     for kept, rows in group_slices(packed):
-        gathered = x.index_select(1, packed.columns[kept])
+        gathered = gather(packed.columns[kept])
         values = packed.values[kept, : rows.stop - rows.start]
         if onednn:
             stored[:, rows] = multiply(gathered, values)
@@ -75,8 +76,9 @@ def by_rows(x: Tensor, packed: Packed, onednn: bool) -> Tensor:
 def by_features(features: Tensor, source: Tensor, packed: Packed) -> Tensor:
     """Return ``(outputs, L)`` in stored rows; column ``c`` of the weight reads row ``source[c]`` of ``features``."""
     stored = features.new_zeros(packed.outputs, features.shape[1])
+    gather = Gatherer(features, 0)
     for kept, rows in group_slices(packed):
-        gathered = features.index_select(0, source[kept])
+        gathered = gather(source[kept])
         values = packed.values[kept, : rows.stop - rows.start]
         if multiplies(features) and features.shape[1] >= TOKENS_FOR_ONEDNN:
             stored[rows] = multiply(values.t(), gathered)

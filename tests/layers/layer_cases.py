@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from structprune.layers import (
+    CPU_JIT,
     DENSE,
     DENSE_ONEDNN,
     ROWLOOP,
@@ -25,7 +26,7 @@ BACKENDS = [
         id=backend.name,
         marks=pytest.mark.skipif(bool(backend.available()), reason=f"{backend.name}: {backend.available()}"),
     )
-    for backend in (ROWLOOP, DENSE, DENSE_ONEDNN)
+    for backend in (ROWLOOP, DENSE, DENSE_ONEDNN, CPU_JIT)
 ]
 ACTIVATIONS: tuple[Activation, ...] = ("none", "relu", "gelu")
 
