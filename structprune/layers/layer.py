@@ -103,7 +103,9 @@ class BlockSparseLayer(nn.Module):
 
     @property
     def transposed(self) -> list[Tensor]:
-        """The transposed pattern's tensors, or none."""
+        """The transposed pattern's tensors, or none; without gradients nobody reads them."""
+        if not torch.is_grad_enabled():
+            return []
         kept = (self.source, self.transposed_columns, self.transposed_starts)
         return [each for each in kept if isinstance(each, Tensor)]
 
