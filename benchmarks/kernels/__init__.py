@@ -1,0 +1,1 @@
+"""Block-sparse kernels against the best dense layer and against sparse libraries: ``python -m benchmarks.kernels``."""
