@@ -55,7 +55,7 @@ def cost_rows(
     """One row per resource, predicted beside counted on the compiled network, and notes on what does not agree."""
     notes: tuple[str, ...] = ()
     counted: dict[str, int] = {}
-    if compiled.built_as != "masked":
+    if compiled.built_as in ("module", "graph"):  # zeros, stored or padded, are no part of a prediction
         counted = count_memory(compiled.model)
         try:
             counted["macs"] = count_macs(compiled.model, example)

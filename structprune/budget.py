@@ -26,6 +26,7 @@ UNITS = {
     "params": COUNT_UNITS,
     "bytes": COUNT_UNITS | BYTE_UNITS,
     "latency_ns": TIME_UNITS,
+    "density": COUNT_UNITS,
 }
 
 
@@ -46,6 +47,9 @@ class Budget:
         Memory of parameters and buffers.
     latency_ns
         Nanoseconds of one forward pass over the example batch.
+    density
+        Kept weights inside the structures, for structures that lie in weights: blocks, kernels, nm. As a fraction, of
+        all weights inside them; what no structure covers (biases, other layers) does not count.
 
     Raises
     ------
@@ -59,6 +63,7 @@ class Budget:
     params: int | float | None = None
     bytes: int | float | None = None
     latency_ns: int | float | None = None
+    density: int | float | None = None
 
     def __post_init__(self) -> None:
         for resource in RESOURCES:
@@ -70,7 +75,7 @@ class Budget:
 
     @property
     def resources(self) -> tuple[str, ...]:
-        """Names of the capped resources, in the order macs, params, bytes, latency_ns."""
+        """Names of the capped resources, in the order macs, params, bytes, latency_ns, density."""
         return tuple(resource for resource in RESOURCES if getattr(self, resource) is not None)
 
     def limits(self, dense: Mapping[str, int]) -> dict[str, int]:

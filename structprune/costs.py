@@ -17,14 +17,14 @@ from structprune.axes.linear_maps import linear_maps
 from structprune.axes.polynomial import Polynomial
 from structprune.structures import EntryAxis, Structures
 
-__all__ = ["RESOURCES", "bytes_", "costs", "evaluate", "macs", "params"]
+__all__ = ["RESOURCES", "bytes_", "costs", "density", "evaluate", "macs", "params"]
 
-RESOURCES = ("macs", "params", "bytes", "latency_ns")
+RESOURCES = ("macs", "params", "bytes", "latency_ns", "density")
 
 
 def costs(structures: Structures, model: nn.Module, resource: str) -> tuple[Term, ...]:
-    """Terms of one resource that needs no measurement: 'macs', 'params' or 'bytes'."""
-    counters = {"macs": macs, "params": params, "bytes": bytes_}
+    """Terms of one resource that needs no measurement: 'macs', 'params', 'bytes' or 'density'."""
+    counters = {"macs": macs, "params": params, "bytes": bytes_, "density": density}
     if resource not in counters:
         raise ValueError(f"Expected one of {sorted(counters)}. Got {resource!r}. Latency is measured: use latency_ns.")
     return counters[resource](structures, model)
@@ -39,6 +39,23 @@ def bytes_(structures: Structures, model: nn.Module) -> tuple[Term, ...]:
     """Bytes of the kept parameters and buffers."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return _terms(_weighted_sizes(structures, named, lambda tensor: tensor.element_size()))
+
+
+def density(structures: Structures, model: nn.Module) -> tuple[Term, ...]:
+    """Number of kept weights inside the structures; with all of them kept it is what a density is a fraction of.
+
+    Raises
+    ------
+    ValueError
+        If the structures are channels, which take weights of several layers at once.
+    """
+    if structures.kind == "channels":
+        raise ValueError(
+            "Expected structures inside weights for a density: blocks, kernels or nm. Got channels. "
+            "Cap params or macs instead, or pass structures=blocks(model, (64, 1))."
+        )
+    axes = enumerate(_entry_axes(structures))
+    return _terms(Polynomial({(number,): axis.weights_each for number, axis in axes}))
 
 
 def macs(structures: Structures, model: nn.Module) -> tuple[Term, ...]:

@@ -1,7 +1,7 @@
 """Save a pruned network without pickle, and load it again.
 
 A folder holds ``weights.safetensors``, ``structure.json`` (format version, how it was built, shapes, the modules'
-changed integers), ``report.json`` and ``report.html``; a network built as a graph is also there as
+changed integers, block-sparse layers), ``report.json`` and ``report.html``; a network built as a graph is also there as
 ``program.pt2``, the exported program. The folder appears whole or not at all.
 """
 
@@ -26,13 +26,14 @@ from structprune.axes import Example
 from structprune.axes.rewrite import GraphModel
 from structprune.errors import FileFormatError
 from structprune.report import Report
+from structprune.sparse_io import sparse_records, with_sparse_layers
 from structprune.tensors import named_tensors
 
 __all__ = ["check_free", "load", "save"]
 
 FORMAT = "structprune-network"
 VERSION = 1
-BUILT_AS = ("module", "graph", "masked")
+BUILT_AS = ("module", "graph", "block-sparse", "masked")
 FIELDS = {"built_as": str, "model": str, "weights_sha256": str, "tensors": dict, "aliases": dict, "integers": dict}
 
 
@@ -63,6 +64,8 @@ def save(
             "aliases": _aliases(model),
             "integers": _integers(model),
         }
+        if built_as == "block-sparse":
+            structure["sparse"] = sparse_records(model)
         if built_as == "graph":
             _export(model, example, work / "program.pt2")
             structure["program_sha256"] = _digest(work / "program.pt2")
@@ -178,7 +181,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             f"Pass load(path, model) with a freshly made {structure['model']}."
         )
     tensors = _weights(path, structure)
-    clone = copy.deepcopy(model).eval()
+    clone = with_sparse_layers(copy.deepcopy(model).eval(), structure.get("sparse", {}), tensors)
     named = named_tensors(clone)
     names = {**{name: name for name in structure["tensors"]}, **structure["aliases"]}
     _check_architecture(clone, named, {name: tensors[source] for name, source in names.items()}, structure)
@@ -243,6 +246,8 @@ def _structure(path: Path) -> dict[str, Any]:
             "Load it with the release of structprune that wrote it."
         )
     wrong = [field for field, kind in FIELDS.items() if not isinstance(structure.get(field), kind)]
+    if structure.get("built_as") == "block-sparse" and not isinstance(structure.get("sparse"), dict):
+        wrong.append("sparse")
     if structure.get("built_as") not in BUILT_AS and "built_as" not in wrong:
         wrong.append("built_as")
     if wrong:

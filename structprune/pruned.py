@@ -33,7 +33,7 @@ class Pruned:
     example
         The arguments that the network was traced and checked on.
     built_as
-        'module', 'graph' or 'masked', see :class:`structprune.compile.Compiled`.
+        'module', 'graph', 'block-sparse' or 'masked', see :class:`structprune.compile.Compiled`.
     """
 
     model: nn.Module

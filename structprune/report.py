@@ -28,6 +28,7 @@ FORMAT = Format("structprune-report", 1, "report")
 COMPILED_AS = {
     "module": "the same module, smaller",
     "graph": "the exported graph, rewritten",
+    "block-sparse": "block-sparse layers where they are faster",
     "masked": "a masked dense module: no smaller, no faster",
 }
 AXES_IN_TEXT = 6  # axes that str(report) names
@@ -151,8 +152,8 @@ class Report:
     curves
         Loss by width of each axis, where the criterion gives it.
     compiled_as, max_error
-        'module', 'graph' or 'masked', and the largest difference between the compiled and the masked network on the
-        example inputs, relative to the largest output.
+        'module', 'graph', 'block-sparse' or 'masked', and the largest difference between the compiled and the masked
+        network on the example inputs, relative to the largest output.
     limit_sentence
         What the kept fraction of the weights means beside the network's pruning limit; empty where none was given.
     notes

@@ -17,7 +17,7 @@ from solvers.result import Result
 from structprune import account
 from structprune.batch_norm import recalibrate
 from structprune.budget import Budget
-from structprune.compile import compile
+from structprune.compile import Compiled, compile
 from structprune.costs import costs
 from structprune.criteria import Fisher, LayerReconstruction, Magnitude
 from structprune.criteria.gradients import batches
@@ -180,12 +180,12 @@ def _line(
     with phases.phase("re-fit"):
         refit = _refit(trained, structures, scores, selection, task)
     with phases.phase("compiling"):
-        compiled = compile(trained, structures, selection, task.example, refit=refit)
+        compiled = compile(trained, structures, selection, task.example, refit=refit, timing=task.timing)
 
     stages = {"dense": task.model, "pruned": compiled.model}
     notes = [*task.notes, *scores.notes, *compiled.notes]
     if finetune is not None and task.loss is not None:
-        masks = structures.masks(selection) if compiled.built_as == "masked" else None
+        masks = _masks_of_zeros(compiled, structures, selection)
         with phases.phase("fine-tuning"):
             tuned = finetune.run(compiled.model, task.data, task.loss, masks=masks, progress=phases.visible)
         stages["fine-tuned"] = tuned.model
@@ -219,6 +219,14 @@ def _seeded(seed: int, model: nn.Module) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device_of(model)] if on_gpu else []):
         torch.manual_seed(seed)
         yield
+
+
+def _masks_of_zeros(compiled: Compiled, structures: Structures, selection: np.ndarray) -> dict[str, Tensor] | None:
+    """The masks of the dense weights that hold zeros, which training must keep."""
+    if compiled.built_as not in ("masked", "block-sparse"):
+        return None
+    held = dict(compiled.model.named_parameters(remove_duplicate=False))
+    return {name: mask for name, mask in structures.masks(selection).items() if name in held}
 
 
 def _name(part: object) -> str:

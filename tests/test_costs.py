@@ -172,6 +172,6 @@ def test_costs_are_exact_beyond_64_bits():
 def test_resources_that_are_measured_or_unknown_are_refused():
     """With the known ones in the message."""
     model, _ = BY_NAME["mlp"].make()
-    assert set(RESOURCES) == {"macs", "params", "bytes", "latency_ns"}
+    assert set(RESOURCES) == {"macs", "params", "bytes", "latency_ns", "density"}
     with pytest.raises(ValueError, match="Expected one of .*'macs'.* Got 'latency_ns'. Latency is measured"):
         costs(channels_of(BY_NAME["mlp"]), model, "latency_ns")

@@ -66,6 +66,7 @@ LAYERS = {
     "structprune.account": 7,
     "structprune.pruned": 7,
     "structprune.io": 7,
+    "structprune.sparse_io": 7,
     "structprune.cli": 7,
     "structprune.demo": 7,
     "structprune.__main__": 7,

@@ -10,18 +10,21 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from structprune.axes import as_example
+from structprune.axes import Example, as_example
 from structprune.axes.graph import run
 from structprune.axes.rewrite import GraphModel, rewrite
 from structprune.compile.module import repair_attributes, shrink_tensors
 from structprune.compile.proof import Proof, difference, tensors
+from structprune.compile.sparse import plan_sparse
 from structprune.errors import CompileError
+from structprune.layers.tune import Tuned
 from structprune.structures import Structures
 
 __all__ = ["Compiled", "compile", "masked"]
@@ -37,7 +40,8 @@ class Compiled:
         An ordinary module in evaluation mode.
     built_as
         'module' (the network's own classes with smaller tensors), 'graph' (the recorded graph, for code that cannot
-        run with other sizes) or 'masked' (dense layers that hold zeros, for structures inside a weight).
+        run with other sizes), 'block-sparse' (for blocks: block-sparse layers where they are faster, dense ones that
+        hold zeros elsewhere) or 'masked' (dense layers that hold zeros, for structures inside a weight).
     error
         max abs(compiled - masked) / max abs(masked) over the outputs, with weights and example shaken at random, in
         float64 where the network runs in it.
@@ -47,6 +51,8 @@ class Compiled:
         Why something simpler was not possible.
     rounding
         max abs(compiled - masked) / max abs(masked) on the example, in the network's own precision.
+    tuned
+        For blocks: what was measured of each layer, whether it became block-sparse or not.
     """
 
     model: nn.Module
@@ -55,6 +61,7 @@ class Compiled:
     effect: float
     notes: tuple[str, ...] = ()
     rounding: float = 0.0
+    tuned: tuple[Tuned, ...] = ()
 
 
 def masked(
@@ -73,6 +80,8 @@ def compile(
     example: Any,
     *,
     refit: Mapping[str, Tensor] | None = None,
+    timing: Any = None,
+    cache: str | Path | Literal[False] | None = None,
 ) -> Compiled:
     """Build the network that keeps only the selected structures.
 
@@ -80,12 +89,19 @@ def compile(
     Python cannot run with the new sizes (hard-coded shapes, a softmax scale computed from the head dimension), the
     recorded graph with its sizes rewritten is returned instead. ``model`` is left untouched.
 
+    Blocks of 16, 32, 64, 128 or 256 outputs (or multiples of 16) become block-sparse layers wherever these are
+    measured to be faster than the best dense layer on this machine; whatever else lies inside a weight becomes zeros.
+
     Parameters
     ----------
     selection
         Boolean ``(n,)``, True = kept.
     refit
         New values of weights, by name and in their full shape, written before masking.
+    timing
+        For blocks: arguments of the forward call that is to be fast; by default ``example``.
+    cache
+        For blocks: folder of measured layers; None for the user's cache folder, False for no cache.
 
     Raises
     ------
@@ -99,9 +115,11 @@ def compile(
     effect = _effect(wanted, tensors(run(model, example)))
     if selection.all() and not refit:
         return Compiled(reference, "module", 0.0, 0.0)
+    if structures.kind == "blocks":
+        fast = example if timing is None else as_example(timing)
+        return _with_blocks(reference, structures, selection, example, wanted, fast, effect, cache)
     if structures.kind != "channels":
-        note = f"{structures.kind} compile to dense layers that hold zeros: smaller when stored sparsely, not faster"
-        return Compiled(reference, "masked", 0.0, effect, (note,))
+        return Compiled(reference, "masked", 0.0, effect, (_zeros(structures),))
     rewritten = _rewritten(structures, selection)
     module = partial(_as_module, structures=structures, selection=selection, rewritten=rewritten)
     graph = partial(_as_graph, structures=structures, selection=selection, rewritten=rewritten)
@@ -124,6 +142,34 @@ def compile(
         f"Expected a smaller {type(model).__name__} that equals the masked one. Got none: {'; '.join(problems)}. "
         "Keep the layers that this comes from whole with keep_whole=[...]."
     )
+
+
+def _with_blocks(
+    reference: nn.Module,
+    structures: Structures,
+    selection: np.ndarray,
+    example: Example,
+    wanted: list[Tensor],
+    timing: Example,
+    effect: float,
+    cache: str | Path | Literal[False] | None,
+) -> Compiled:
+    """The masked network, with block-sparse layers where they are faster and the whole equals the masked one."""
+    plan = plan_sparse(reference, structures, selection, timing, cache=cache)
+    notes = plan.notes()
+    if plan.layers:
+        try:
+            sparse, error, rounding = Proof(reference, structures, selection, example, wanted).accept(plan.build)
+        except Exception as problem:  # whatever the network's own Python raises; the masked network stands
+            notes = (f"block-sparse layers cannot be put in: {type(problem).__name__}: {_first_line(problem)}", *notes)
+        else:
+            # The trial in float64 proves the patterns; the kernels' own error is that on the example.
+            return Compiled(sparse, "block-sparse", max(error, rounding), effect, notes, rounding, plan.tuned)
+    return Compiled(reference, "masked", 0.0, effect, (_zeros(structures), *notes), 0.0, plan.tuned)
+
+
+def _zeros(structures: Structures) -> str:
+    return f"{structures.kind} compile to dense layers that hold zeros: smaller when stored sparsely, not faster"
 
 
 def _effect(masked_outputs: list[Tensor], dense_outputs: list[Tensor]) -> float:
