@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, metavar="N", help=f"samples of each contender (default: {ROUNDS})")
     made.add_argument("--resume", action="store_true", help="keep the rows that OUT has with the same settings")
     made.add_argument("--minutes", type=float, metavar="N", help=f"stop after them, with status {UNFINISHED}")
+    made.add_argument("--roofs", action="store_true", help="on a CUDA device measure its rates alone")
     made.add_argument("--tune", action="store_true", help="on a CUDA device time candidate tiles too")
     made.add_argument("--out", type=Path, help=f"folder of rows.json and table.md (default: {RESULTS}/DEVICE)")
     made.add_argument("--list", action="store_true", help="print the names of the cells and measure nothing")
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None, jobs: Sequence[Job] | None = No
     out = options.out or RESULTS / options.device
     store = Store(out, head_of(command, options.device, rounds, options.tune, grid), options.resume)
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    return run(jobs, store, grid, deadline)
+    return run([] if options.roofs else jobs, store, grid, deadline)
 
 
 def all_jobs(grid: CudaGrid | None, quick: bool, rounds: int) -> list[Job]:
@@ -159,7 +160,7 @@ def run(jobs: Sequence[Job], store: Store, grid: CudaGrid | None, deadline: floa
                 return 1
         else:
             print(store.rows[job.name], flush=True)
-    print(f"\n{verdict_table(list(store.rows.values()))}\n\nWritten to {store.out}")
+    print(f"\n{verdict_table(list(store.rows.values()), store.head['kind'])}\n\nWritten to {store.out}")
     return 1 if store.failures else 0
 
 

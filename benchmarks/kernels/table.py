@@ -27,8 +27,7 @@ def page(head: Mapping[str, Any], rows: Sequence[Row], failures: Mapping[str, st
         "largest that divide ours. † one sample only, because the call is slow.",
         "",
     ]
-    if any(row.kind == "linear" and row.dtype == "float32" for row in rows):
-        lines += ["## Verdicts", "", verdict_table(rows), ""]
+    lines += ["## Verdicts", "", verdict_table(rows, head["kind"]), ""]
     if failures:
         lines += ["## Failures", "", *(f"- {name}: {reason}" for name, reason in failures.items()), ""]
     layers = dict.fromkeys((row.layer, row.dtype) for row in rows)
@@ -38,10 +37,10 @@ def page(head: Mapping[str, Any], rows: Sequence[Row], failures: Mapping[str, st
     return "\n".join(lines)
 
 
-def verdict_table(rows: Sequence[Row]) -> str:
+def verdict_table(rows: Sequence[Row], device: str) -> str:
     """Return targets beside the worst measured cell."""
     lines = ["| target | asked | worst | where | cells | holds |", "|---|---|---|---|---|---|"]
-    for one in verdicts(rows):
+    for one in verdicts(rows, device):
         worst = "" if one.worst is None else f"{one.worst:.3f}"
         cells = f"{one.holding} of {one.measured}"
         lines.append(f"| {one.name} | {one.asked} | {worst} | {one.where} | {cells} | {ANSWER[one.holds]} |")
