@@ -77,7 +77,7 @@ def environment(out: Path, install: bool) -> int:
     if lacking:
         print(f"Missing Python packages: {', '.join(lacking)}.")
     if lacking and install:
-        pip = [sys.executable, "-m", "pip", "install", *lacking]
+        pip = [sys.executable, "-m", "pip", "install", "--retries", "1", "--timeout", "10", *lacking]
         print(" ".join(pip), flush=True)
         if subprocess.run(pip, check=False).returncode:
             print("pip could not install them. The parts that need them are skipped.")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.kernels.numba_product import installed, numba_product
 from benchmarks.kernels.parts import Cell, Convolution, Linear
-from benchmarks.kernels.row import DENSE, LIBRARIES, Row
+from benchmarks.kernels.row import DENSE, LIBRARIES, NUMBA, Row
 from benchmarks.kernels.timing import medians
 from benchmarks.kernels_cpu import pattern
 from structprune.layers import CPU_JIT, DENSE_ONEDNN, ROWLOOP, Backend, Geometry, Packed, pack, unpack
@@ -29,7 +29,6 @@ Call = Callable[[], object]
 OURS_ON_CPU: tuple[Backend, ...] = (CPU_JIT, ROWLOOP)
 LIBRARY_NS = 300_000_000  # all samples of a library together; slower ones are sampled less often
 ALLOWED_ERROR = {"float32": 1e-4, "bfloat16": 3e-2}  # relative to the largest number of the dense result
-ALONG_FEATURES = ("torch BSR", "torch CSR", "scipy BSR")  # their results are transposed
 PADDED = Geometry((3, 3), padding=(1, 1))
 
 
@@ -48,7 +47,7 @@ def measured(cell: Cell, rounds: int) -> Row:
         calls, packed = linear(cell) if isinstance(cell.layer, Linear) else convolution(cell)
         with torch.inference_mode():
             check(cell, calls)
-            found = medians(calls, rounds, {name: LIBRARY_NS for name in calls if name in LIBRARIES})
+            found = medians(calls, rounds, {name: LIBRARY_NS for name in calls if name in (*LIBRARIES, NUMBA)})
     return Row(
         *(str(cell), str(cell.layer), cell.dtype, cell.height, cell.width, cell.density),
         kind="conv" if isinstance(cell.layer, Convolution) else "linear",
@@ -118,7 +117,7 @@ def libraries(x: Tensor, packed: Packed, weight: Tensor, cell: Cell) -> dict[str
     calls["scipy BSR"] = lambda: blocks @ array
     if installed():
         lists = (packed.values.numpy(), packed.columns.numpy(), packed.starts.numpy())
-        calls["numba"] = partial(numba_product, x.numpy(), *lists)
+        calls[NUMBA] = partial(numba_product, x.numpy(), *lists)
     return calls
 
 
@@ -128,7 +127,8 @@ def check(cell: Cell, calls: Mapping[str, Call]) -> None:
     largest = float(expected.abs().max())
     for name, call in calls.items():
         result = as_tensor(call())
-        result = result.t() if name in ALONG_FEATURES else result
+        # The libraries are given features and return them.
+        result = result.t() if name in LIBRARIES else result
         error = float((result - expected).abs().max()) / largest
         if not error <= ALLOWED_ERROR[cell.dtype]:
             raise ArithmeticError(

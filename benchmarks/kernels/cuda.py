@@ -41,13 +41,16 @@ class CudaGrid:
 
     @staticmethod
     def cells(quick: bool) -> Iterator[gpu_kernels.Cell]:
-        """Yield the grid of gpu_kernels, then the CPU's layers with more tokens."""
+        """Yield the grid of gpu_kernels, then those of the CPU's layers that it lacks, with more tokens too."""
         if quick:
             yield gpu_kernels.Cell(Layer("1024x1024", 1024, 1024, 1024), 64, 16, 0.25)
             return
         yield from gpu_kernels.cells()
+        known = {(layer.outputs, layer.inputs, layer.tokens) for layer in gpu_kernels.LAYERS}
         for outputs, inputs in SHAPES:
             for tokens in (*TOKENS, MORE_TOKENS):
+                if (outputs, inputs, tokens) in known:
+                    continue
                 for height, width in BLOCKS:
                     for density in DENSITIES:
                         yield gpu_kernels.Cell(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.kernels.row import DENSE, LIBRARIES, OURS, Row
+from benchmarks.kernels.row import DENSE, LIBRARIES, NUMBA, OURS, Row
 from benchmarks.kernels.targets import verdicts
 
 __all__ = ["page", "verdict_table"]
@@ -49,7 +49,7 @@ def verdict_table(rows: Sequence[Row], device: str) -> str:
 
 def layer_table(rows: Sequence[Row]) -> str:
     """Return a line per block and density, a column per contender."""
-    names = [name for name in (*DENSE, *OURS, *LIBRARIES) if any(name in row.times_us for row in rows)]
+    names = [name for name in (*DENSE, *OURS, *LIBRARIES, NUMBA) if any(name in row.times_us for row in rows)]
     lines = ["| block | density | best dense, us | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
     for row in rows:
         shares = " | ".join(share(row, name) for name in names)
@@ -61,5 +61,5 @@ def share(row: Row, name: str) -> str:
     """Return a contender's time as a share of the best dense layer's; empty if it did not run."""
     if name not in row.times_us:
         return ""
-    mark = "†" if row.samples.get(name) == 1 and name in LIBRARIES else ""
+    mark = "†" if row.samples.get(name) == 1 and name in (*LIBRARIES, NUMBA) else ""
     return f"{row.times_us[name] / row.dense_us:.2f}{mark}"

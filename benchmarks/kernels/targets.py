@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.kernels.row import Row
+from benchmarks.kernels.row import NUMBA, Row
 
 __all__ = ["Verdict", "verdicts"]
 
@@ -91,11 +91,13 @@ def verdicts(rows: Sequence[Row], device: str) -> list[Verdict]:
             ratios = {row.name: value for row, value in compared if row.height == row.width == side}
             found.append(verdict(f"torch BSR, {side}x{side}", f"<= {limit:.2f} of its time", ratios, limit))
         return found
-    several = {row.name: value for row, value in compared if row.tokens >= SEVERAL_TOKENS}
-    single = {row.name: value for row, value in compared if row.tokens == 1}
+    looped = [(row, row.own_us / row.times_us[NUMBA]) for row in rows if NUMBA in row.times_us]
     below = math.nextafter(1, 0)  # a tie is not faster
-    found.append(verdict("libraries, 16 tokens and more", "faster than the best of them", several, below))
-    found.append(verdict("libraries, 1 token", "at most 10 % behind the best of them", single, MOST_BEHIND))
+    for who, pairs in {"torch BSR and CSR, scipy BSR": compared, "loop in numba": looped}.items():
+        several = {row.name: value for row, value in pairs if row.tokens >= SEVERAL_TOKENS}
+        single = {row.name: value for row, value in pairs if row.tokens == 1}
+        found.append(verdict(f"{who}, 16 tokens and more", "faster than the best of them", several, below))
+        found.append(verdict(f"{who}, 1 token", "at most 10 % behind the best of them", single, MOST_BEHIND))
     return found
 
 
