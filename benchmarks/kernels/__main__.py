@@ -22,6 +22,7 @@ import torch
 from benchmarks import provenance
 from benchmarks.kernels import contenders, parts
 from benchmarks.kernels.cuda import CudaGrid
+from benchmarks.kernels.plots import PICTURE, draw
 from benchmarks.kernels.row import Row
 from benchmarks.kernels.table import page, verdict_table
 from benchmarks.kernels_cpu import processor
@@ -110,7 +111,7 @@ class Store:
     """
 
     def __init__(self, out: Path, head: dict[str, Any], resume: bool) -> None:
-        self.out, self.head = out, head
+        self.out, self.head, self.now = out, head, head
         self.rows: dict[str, Row] = {}
         self.failures: dict[str, str] = {}
         self.roofs: dict[str, float] = {}
@@ -121,22 +122,25 @@ class Store:
                 self.rows = {record["name"]: Row.from_json(record) for record in known["rows"]}
                 self.failures = known["failures"]
                 self.roofs = known["roofs"]
-                commits = [*known["commit"].split(", "), head["commit"]]
-                self.head = {**head, "commit": ", ".join(dict.fromkeys(commits))}
+                self.head = {key: known[key] for key in head}
 
     def add(self, row: Row) -> None:
-        """Keep a row and write all."""
+        """Keep a row and write all; the commits of all rows are named."""
+        commits = [*self.head["commit"].split(", "), self.now["commit"]] if self.rows else [self.now["commit"]]
+        self.head = {**self.now, "commit": ", ".join(dict.fromkeys(commits))}
         self.rows[row.name] = row
         self.failures.pop(row.name, None)
         self.write()
 
     def write(self) -> None:
-        """Write rows.json and table.md."""
+        """Write rows.json and table.md, which shows the picture that is drawn in the end."""
         self.out.mkdir(parents=True, exist_ok=True)
         rows = list(self.rows.values())
         content = {**self.head, "roofs": self.roofs, "failures": self.failures, "rows": [row.to_json() for row in rows]}
         write_atomically(self.out / "rows.json", (json.dumps(content, indent=1) + "\n").encode())
-        write_atomically(self.out / "table.md", (page(self.head, rows, self.failures) + "\n").encode())
+        write_atomically(
+            self.out / "table.md", (page(self.head, rows, self.failures, PICTURE if rows else None) + "\n").encode()
+        )
 
 
 def run(jobs: Sequence[Job], store: Store, grid: CudaGrid | None, deadline: float | None) -> int:
@@ -160,6 +164,8 @@ def run(jobs: Sequence[Job], store: Store, grid: CudaGrid | None, deadline: floa
                 return 1
         else:
             print(store.rows[job.name], flush=True)
+    store.write()
+    draw(list(store.rows.values()), store.out)
     print(f"\n{verdict_table(list(store.rows.values()), store.head['kind'])}\n\nWritten to {store.out}")
     return 1 if store.failures else 0
 

@@ -13,7 +13,7 @@ __all__ = ["page", "verdict_table"]
 ANSWER = {True: "yes", False: "NO", None: "not measured"}
 
 
-def page(head: Mapping[str, Any], rows: Sequence[Row], failures: Mapping[str, str]) -> str:
+def page(head: Mapping[str, Any], rows: Sequence[Row], failures: Mapping[str, str], picture: str | None = None) -> str:
     """Return the whole page in Markdown."""
     lines = [
         "# Block-sparse kernels",
@@ -28,6 +28,8 @@ def page(head: Mapping[str, Any], rows: Sequence[Row], failures: Mapping[str, st
         "",
     ]
     lines += ["## Verdicts", "", verdict_table(rows, head["kind"]), ""]
+    if picture:
+        lines += [f"![time against density]({picture})", ""]
     if failures:
         lines += ["## Failures", "", *(f"- {name}: {reason}" for name, reason in failures.items()), ""]
     layers = dict.fromkeys((row.layer, row.dtype) for row in rows)

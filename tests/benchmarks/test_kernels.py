@@ -163,6 +163,7 @@ def test_it_writes_rows_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     text = (tmp_path / "table.md").read_text()
     assert "| float32, 64 tall, d=0.25 | <= 0.3 of the best dense | 0.250 |" in text
     assert "| 64x16 | 0.25 | 80 | 1.25 | 1.00 | 0.25 | 0.12 | 0.50 |" in text
+    assert (tmp_path / "ratios.png").stat().st_size > 1000
     assert "cpu-jit 0.25" in capsys.readouterr().out
 
 
@@ -175,6 +176,14 @@ def test_it_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert ran == [ROW.name, "second"]
     assert main(["--out", str(tmp_path), "--resume", "--rounds", "3"], jobs) == 0
     assert ran == [ROW.name, "second", ROW.name, "second"]
+
+
+def test_resuming_with_nothing_to_do_changes_no_row(tmp_path: Path) -> None:
+    """The command and the commit stay those of the measurement."""
+    assert main(["--out", str(tmp_path)], [job()]) == 0
+    before = (tmp_path / "rows.json").read_text()
+    assert main(["--out", str(tmp_path), "--resume", "--minutes", "5"], [job()]) == 0
+    assert (tmp_path / "rows.json").read_text() == before
 
 
 def test_it_stops_in_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
