@@ -118,7 +118,7 @@ def part(options: argparse.Namespace) -> int:
     }
     folder = options.out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{options.part}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / f"{options.part}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return 0
 
 
