@@ -180,7 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = data_folder(options.data)
     rows = []
-    for subject in (minilm(folder, 16), minilm(folder, 1), mobilenet(folder, 4), mobilenet(folder, 1)):
+    for subject in (minilm(folder, 16), mobilenet(folder, 1)):
         for shape in SHAPES:
             for density in options.densities:
                 rows.append(measure(subject, shape, density, options.rounds))

@@ -85,6 +85,8 @@ def test_a_missing_dense_amount_is_named() -> None:
         (" macs = 50% , params = 33.3 % ", Budget(macs=0.5, params=0.333)),
         ("latency_ns=2ms", Budget(latency_ns=2_000_000)),
         ("latency_ns=1.5us", Budget(latency_ns=1500)),
+        ("density=25%", Budget(density=0.25)),
+        ("density=3k", Budget(density=3000)),
         ("latency_ns=0.5", Budget(latency_ns=0.5)),
         ("macs=1.5G,params=300k", Budget(macs=1_500_000_000, params=300_000)),
         ("params=2M", Budget(params=2_000_000)),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from structprune.compile import compile
 from structprune.costs import RESOURCES, costs, evaluate
-from structprune.structures import Structures, channels
+from structprune.structures import Structures, blocks, channels
 from tests.cases import BY_NAME
 from tests.generated import random_selection
 from tests.laws import channels_of
@@ -175,3 +175,25 @@ def test_resources_that_are_measured_or_unknown_are_refused():
     assert set(RESOURCES) == {"macs", "params", "bytes", "latency_ns", "density"}
     with pytest.raises(ValueError, match="Expected one of .*'macs'.* Got 'latency_ns'. Latency is measured"):
         costs(channels_of(BY_NAME["mlp"]), model, "latency_ns")
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (3, 2), (64, 64)])
+def test_density_counts_what_blocks_keep(shape: tuple[int, int]):
+    """Kept weights inside the structures, smaller blocks at the edge included; biases are in none."""
+    model, example = BY_NAME["mlp"].make()
+    structures = blocks(model, shape, example=example)
+    terms = costs(structures, model, "density")
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    assert evaluate(terms, [axis.size for axis in structures.axes]) == sum(weight.numel() for weight in weights)
+    selection = np.random.default_rng(0).random(structures.n) < 0.5
+    masks = structures.masks(selection)
+    removed = sum(int((~mask).sum()) for mask in masks.values())
+    kept = evaluate(terms, structures.widths(selection))
+    assert kept == sum(weight.numel() for weight in weights) - removed
+
+
+def test_channels_have_no_density():
+    """The message says what has one."""
+    model, _ = BY_NAME["mlp"].make()
+    with pytest.raises(ValueError, match=r"blocks, kernels or nm\. Got channels"):
+        costs(channels_of(BY_NAME["mlp"]), model, "density")

@@ -157,8 +157,8 @@ def test_a_bare_report_prints() -> None:
 
 
 def test_a_way_of_compiling_that_does_not_exist_is_refused() -> None:
-    """The three ways are named."""
-    with pytest.raises(ValueError, match="module, graph, masked"):
+    """The ways that there are are named."""
+    with pytest.raises(ValueError, match="module, graph, block-sparse, masked"):
         small_report(compiled_as="magic")
 
 
