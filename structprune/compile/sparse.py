@@ -106,6 +106,8 @@ class SparsePlan:
             texts.append(
                 f"dense with zeros, since block-sparse layers took this share of the best dense time: {listed}"
             )
+        left_out = dict.fromkeys(note for one in self.tuned for note in one.notes)
+        texts += [f"a backend for block-sparse layers took no part: {note}" for note in left_out]
         for reason in dict.fromkeys(self.dense.values()):
             names = [name for name, why in self.dense.items() if why == reason]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -149,7 +149,7 @@ def tune(
         The inputs it gets in one pass of the network. Dense layers are timed in these layouts and, convolutions, with
         channels innermost too, the faster of which counts; sparse ones in these alone.
     backends
-        Those to try; what is not available is left out and noted.
+        Those to try; what is not available is left out and noted, what is for another kind of device is left out.
     rounds
         How often each is timed.
     cache
@@ -207,7 +207,9 @@ def sparse_candidates(
     found, notes = {}, []
     expected = [dense(x) for x in inputs]
     for backend in backends:
-        reason = backend.available() or elsewhere(backend, inputs[0])
+        if computes_elsewhere(backend, inputs[0]):
+            continue
+        reason = backend.available()
         if not reason:
             layer = build(backend).eval()
             try:
@@ -222,10 +224,9 @@ def sparse_candidates(
     return found, tuple(notes)
 
 
-def elsewhere(backend: Backend, x: Tensor) -> str:
-    """Return why a backend that is available does not compute where the input lies, '' if it does."""
-    made_for = {CPU_JIT.name: "cpu", CUDA_TRITON.name: "cuda"}.get(backend.name, x.device.type)
-    return "" if made_for == x.device.type else f"it computes on {made_for}, not on {x.device.type}."
+def computes_elsewhere(backend: Backend, x: Tensor) -> bool:
+    """Whether the backend is for another kind of device than the input's."""
+    return x.device.type != {CPU_JIT.name: "cpu", CUDA_TRITON.name: "cuda"}.get(backend.name, x.device.type)
 
 
 def difference(y: Tensor, expected: Tensor) -> float:

@@ -36,11 +36,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def pays(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Return a function that says which layers pay, instead of the clock."""
 
-    def choose(names: str, backend: Backend = ROWLOOP) -> None:
+    def choose(names: str, backend: Backend = ROWLOOP, notes: tuple[str, ...] = ()) -> None:
         def tune(name: str, *_: Any, **__: Any) -> Tuned:
             chosen = names == "all" or name in names.split()
             found = {"dense": 1.0, backend.name: 0.5 if chosen else 2.0}
-            return Tuned(name, "", backend if chosen else None, backend.name, found[backend.name], found)
+            return Tuned(name, "", backend if chosen else None, backend.name, found[backend.name], found, notes)
 
         monkeypatch.setattr(sparse, "tune", tune)
 
@@ -129,8 +129,9 @@ def test_what_does_not_pay_stays_dense(pays: Callable[..., None]) -> None:
     assert set(sparse_layers(compiled.model)) == {"fc2"} and type(compiled.model.fc1) is nn.Linear
     assert any("fc2 0.50 (rowloop)" in note for note in compiled.notes)
     assert any("fc1 2.00" in note for note in compiled.notes)
-    pays("")
+    pays("", notes=("cpu-jit: llvmlite is missing.",))
     compiled = compile(model, structures, half(structures), x, cache=False)
+    assert sum("llvmlite is missing" in note for note in compiled.notes) == 1
     assert compiled.built_as == "masked" and "dense layers that hold zeros" in compiled.notes[0]
     assert [one.ratio for one in compiled.tuned] == [2.0, 2.0]
 

@@ -13,7 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from structprune.layers import CPU_JIT, ROWLOOP, Backend, BlockSparseConv2d, BlockSparseLinear, Geometry, Packed
+from structprune.layers import (
+    CPU_JIT,
+    CUDA_TRITON,
+    ROWLOOP,
+    Backend,
+    BlockSparseConv2d,
+    BlockSparseLinear,
+    Geometry,
+    Packed,
+)
 from structprune.layers import tune as tuner
 from structprune.layers.activation import Activation
 from structprune.layers.tune import BlockSparse, Call, Timed, Tuned, tune
@@ -126,6 +135,12 @@ def test_what_is_not_available_is_noted() -> None:
     """With the reason, and nothing is run."""
     found = Layer().tune(Altered(reason="no such machine."), ROWLOOP)
     assert found.sparse == "rowloop" and "no such machine." in found.notes[0]
+
+
+def test_backends_for_other_devices_are_no_matter() -> None:
+    """Nobody with a CPU need read that there is no GPU."""
+    found = Layer(64, 64, tokens=4).tune(CUDA_TRITON, ROWLOOP)
+    assert found.sparse == "rowloop" and not found.notes
 
 
 def test_a_backend_that_refuses_the_type_is_noted() -> None:
