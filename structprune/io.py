@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from structprune.axes import Example
 from structprune.axes.rewrite import GraphModel
+from structprune.compile.sparse import channels_innermost
 from structprune.errors import FileFormatError
 from structprune.report import Report
 from structprune.sparse_io import sparse_records, with_sparse_layers
@@ -193,6 +194,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         for key, value in integers.items():
             if getattr(module, key, None) != value:
                 setattr(module, key, value)
+    channels_innermost(clone)  # files hold no layouts
     return clone
 
 

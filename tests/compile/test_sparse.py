@@ -120,6 +120,21 @@ def test_convolutions_become_block_sparse(pays: Callable[..., None]) -> None:
     assert any("depth" in note and "one group" in note for note in compiled.notes)
 
 
+def test_images_stay_in_one_layout(tmp_path: Path, pays: Callable[..., None]) -> None:
+    """Dense convolutions beside block-sparse ones have channels innermost too, and again after loading."""
+    model, x = Pictures().eval(), torch.randn(4, 16, 18, 18)
+    structures = blocks(model, (64, 1), example=x)
+    pays("point")
+    pruned = solve(model, Budget(density=0.1), structures=structures, example=x, progress=False)
+    pruned.save(tmp_path / "small")
+    again = load(tmp_path / "small", model)
+    for network in (pruned.model, again):
+        assert network.get_submodule("stem")(x).is_contiguous(memory_format=torch.channels_last)
+    assert model.stem(x).is_contiguous()
+    with torch.no_grad():
+        assert torch.equal(again(x), pruned.model(x))
+
+
 def test_what_does_not_pay_stays_dense(pays: Callable[..., None]) -> None:
     """And the notes give the measured ratios of both kinds."""
     model, x = Perceptron().eval(), torch.randn(64, 96)
