@@ -157,7 +157,9 @@ class Spectrum:
         return float(np.exp(log))
 
 
-def lanczos_rules(diagonal: Sequence[float], off_diagonal: Sequence[float]) -> tuple[Rule, Rule]:
+def lanczos_rules(
+    diagonal: Sequence[float], off_diagonal: Sequence[float], resolution: float = 1e-12
+) -> tuple[Rule, Rule]:
     """Gauss and Gauss-Radau (node at 0) rules of a Lanczos run; Gauss rules of all and half of it if T is indefinite.
 
     Parameters
@@ -167,19 +169,22 @@ def lanczos_rules(diagonal: Sequence[float], off_diagonal: Sequence[float]) -> t
     off_diagonal
         beta_1 ... beta_m: the last one leads out of the space that was built; 0 where the space is invariant, and the
         two rules then agree.
+    resolution
+        Nodes below this fraction of the largest are rounding of the products, and zero: several times the machine
+        epsilon of the arithmetic that they were made in.
     """
     alpha, beta = np.asarray(diagonal, dtype=np.float64), np.asarray(off_diagonal, dtype=np.float64)
-    gauss, least = _rule(alpha, beta[:-1])
+    gauss, least = _rule(alpha, beta[:-1], resolution)
     if beta[-1] <= 1e-12 * max(float(np.abs(alpha).max()), 1e-300):
         return gauss, gauss
     if least < -NEGATIVE * float(gauss.nodes.max()):
         half = len(alpha) // 2
         nothing = Rule(np.zeros(1), np.ones(1))
-        return gauss, _rule(alpha[:half], beta[: half - 1])[0] if half else nothing
+        return gauss, _rule(alpha[:half], beta[: half - 1], resolution)[0] if half else nothing
     # The last pivot of T - 0 I is replaced so that 0 becomes an eigenvalue of the bordered matrix: with delta solving
     # T delta = beta_m^2 e_m, the new corner is delta_m (Golub 1973).
     end = _last_of_solution(alpha, beta[:-1]) * beta[-1] ** 2
-    return gauss, _rule(np.append(alpha, end), beta)[0]
+    return gauss, _rule(np.append(alpha, end), beta, resolution)[0]
 
 
 def _last_of_solution(alpha: FloatArray, beta: FloatArray) -> float:
@@ -191,11 +196,11 @@ def _last_of_solution(alpha: FloatArray, beta: FloatArray) -> float:
     return 1.0 / max(pivot, tiny)
 
 
-def _rule(alpha: FloatArray, beta: FloatArray) -> tuple[Rule, float]:
+def _rule(alpha: FloatArray, beta: FloatArray, resolution: float) -> tuple[Rule, float]:
     """Eigenvalues and squared first entries of the eigenvectors of the tridiagonal matrix, and the least eigenvalue.
 
     Negative nodes, and positive ones at rounding level, are zero.
     """
     nodes, vectors = eigh_tridiagonal(alpha, beta) if len(alpha) > 1 else (alpha, np.ones((1, 1)))
-    noise = 1e-12 * max(float(np.abs(nodes).max()), 1e-300)
+    noise = resolution * max(float(np.abs(nodes).max()), 1e-300)
     return Rule(np.where(nodes > noise, nodes, 0.0), vectors[0] ** 2), float(nodes.min())

@@ -75,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
     limits.add_argument("--no-truth", action="store_true", help="retrain nothing")
     limits.add_argument("--examples", type=int, metavar="N", help="training examples that the loss is measured on")
     limits.add_argument("--held-out", type=int, metavar="N", help="held-out examples")
+    limits.add_argument(
+        "--double", action="store_true", help="double precision, for curvatures that single does not resolve"
+    )
     limits.add_argument("--seed", type=int, default=0, metavar="N")
     limits.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
     training = made.add_argument_group("training")
@@ -148,12 +151,14 @@ def run(task: Task, options: argparse.Namespace, command: str, console: Console)
     console.print(f"{task.name}: {task.about}", markup=False)
     with phases.phase("training"):
         prepared = task.prepare(options_of(options))
+        prepared = in_double(prepared) if options.double else prepared
     shape = options.block or task.block
     allowed = list(options.epsilon or (task.epsilons[:1] if options.quick else task.epsilons))
     settings = settings_of(options, prepared)
     about = {
         **asdict(settings),
         "quick": options.quick,
+        "double": options.double,
         "retrainings": [asdict(one) for one in prepared.retrainings],
         "examples": sum(len(targets) for _, targets in prepared.data),
         "training": prepared.notes[0],
@@ -191,6 +196,12 @@ def write_task(folder: Path, rows: Sequence[Row]) -> None:
     write_rows(folder, rows)
     theory_against_actual(folder / PLOT, rows)
     write_atomically(folder / "table.md", as_markdown(rows, PLOT).encode())
+
+
+def in_double(prepared: Prepared) -> Prepared:
+    """Return the same network and data in double precision."""
+    data, held_out = ([(x.double(), y) for x, y in part] for part in (prepared.data, prepared.held_out))
+    return replace(prepared, model=prepared.model.double(), data=data, held_out=held_out)
 
 
 def options_of(options: argparse.Namespace) -> Options:

@@ -37,6 +37,8 @@ RESTLESS = 0.1
 GATE_STEPS = 32
 #: A quadrature whose bracket stays wider than this, relative to N, is warned about.
 OPEN = 0.05
+#: Rounding of more than this fraction of the scale that matters is warned about.
+FLOOR = 0.1
 
 
 def pruning_limit(
@@ -261,7 +263,14 @@ def _probed(
             f"after {found.steps} steps the quadrature still leaves {100 * found.bracket:.2g} % of the effective "
             "dimension open. Pass more steps"
         )
-    return estimating(found.spectrum), warnings
+    run = estimating(found.spectrum)
+    if found.floor > FLOOR * run.paper_scale:
+        warnings.append(
+            f"{str(here.dtype).removeprefix('torch.')} resolves curvature down to {found.floor:.2g} nats per squared "
+            f"weight, and {run.paper_scale:.2g} matters: the effective dimension misses what lies below. Pass "
+            "model.double() with data in double precision"
+        )
+    return run, warnings
 
 
 def _unfelt(at: LossAt, here: Tensor, operator: Curvature, seed: int) -> Tensor:

@@ -18,15 +18,28 @@ __all__ = ["Quadrature", "quadrature"]
 #: Steps are doubled until the quadrature's bracket is this narrow, relative to N, but not beyond so many times.
 CLOSED = 0.01
 DOUBLINGS = 4
+#: Products carry errors of this many machine epsilons of the largest eigenvalue.
+ROUNDINGS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Quadrature:
-    """A spectrum with what it took: the longest run, and the widest relative bracket left at the scale that matters."""
+    """A spectrum with what it took.
+
+    Attributes
+    ----------
+    steps
+        Of the longest run.
+    bracket
+        The widest relative bracket left at the scale that matters.
+    floor
+        Curvature below this is rounding of the products, in nats per squared weight.
+    """
 
     spectrum: Spectrum
     steps: int
     bracket: float
+    floor: float
 
 
 def quadrature(
@@ -60,6 +73,7 @@ def quadrature(
     check_memory(steps * row, like.device, steps, size)
     room = max(steps, int(SHARE * available_memory(like.device)) // (2 * row))  # growing holds the old basis too
     longest = min(size, steps * 2**DOUBLINGS, room)
+    resolution = ROUNDINGS * torch.finfo(like.dtype).eps
     generator = torch.Generator().manual_seed(seed)
     gauss: list[Rule] = []
     radau: list[Rule] = []
@@ -69,7 +83,7 @@ def quadrature(
         run, length = Lanczos(curvature, signs), steps
         while True:
             run.extend(length)
-            above, below = lanczos_rules(run.alpha, run.beta)
+            above, below = lanczos_rules(run.alpha, run.beta, resolution)
             alone = Spectrum(size, (above,), (below,), confidence)
             width = alone.bracket(scale(alone))
             if width <= CLOSED or length >= longest or run.exhausted:
@@ -78,4 +92,5 @@ def quadrature(
         gauss.append(above)
         radau.append(below)
         used, widest = max(used, length), max(widest, width)
-    return Quadrature(Spectrum(size, tuple(gauss), tuple(radau), confidence), used, widest)
+    spectrum = Spectrum(size, tuple(gauss), tuple(radau), confidence)
+    return Quadrature(spectrum, used, widest, resolution * spectrum.largest)
