@@ -48,15 +48,11 @@ def trust_region(
     if np.isinf(radius) or (np.linalg.norm(free) <= radius and np.linalg.norm(push[flat]) <= 1e-9 * norm):
         step = free
     else:
-        high = norm / radius  # (values + shift) >= shift gives length(shift) <= norm / shift
-        low = high
-        while length(low) < radius and low > 1e-300:
+        # (values + shift) >= shift gives length(shift) <= norm / shift: twice that is beyond the root for certain.
+        high = low = 2 * norm / radius
+        while length(low) <= radius and low > 1e-300:
             low /= 16
-        shift = (
-            brentq(lambda log: np.log(length(np.exp(log)) / radius), np.log(low), np.log(high), xtol=1e-12)
-            if (low < high)
-            else np.log(high)
-        )
+        shift = brentq(lambda log: np.log(length(np.exp(log)) / radius), np.log(low), np.log(high), xtol=1e-12)
         step = push / (values + np.exp(shift))
     fall = float(push @ step - 0.5 * step @ (values * step))
     return vectors @ step, max(fall, 0.0)

@@ -83,6 +83,14 @@ def test_a_larger_ball_is_never_worse(seed: int, size: int, loss: int, power: fl
     assert (np.diff(falls) >= -1e-9).all()
 
 
+def test_without_curvature_the_step_goes_to_the_boundary() -> None:
+    """The root then lies at the very end of its bracket, where rounding once left no change of sign."""
+    for radius in np.geomspace(1e-3, 1e3, 200):
+        step, fall = trust_region([0.0], [], 1.0, radius)
+        assert step[0] == pytest.approx(radius)
+        assert fall == pytest.approx(radius)
+
+
 @given(seed=st.integers(0, 10_000), size=st.integers(1, 8))
 def test_no_ball_gives_the_shortest_minimiser(seed: int, size: int) -> None:
     """With an infinite radius the step is T^+ b where b lies in the range of T, and large balls come to the same."""
