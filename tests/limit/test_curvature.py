@@ -167,3 +167,15 @@ def test_products_leave_the_network_alone() -> None:
     assert all(bool((tensor == before[name]).all()) for name, tensor in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert not model.training
+
+
+@pytest.mark.parametrize(("make", "name"), [(GaussNewton, "GGNLinearOperator"), (Hessian, "HessianLinearOperator")])
+def test_products_agree_with_curvlinops(make: Callable[[LossAt, Tensor], Curvature], name: str) -> None:
+    """A library of curvature operators gives the same products, where it is installed."""
+    curvlinops = pytest.importorskip("curvlinops", reason="curvlinops is not installed")
+    model, data = made(mlp), batches(4)
+    loss, here = at(model, data)
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    theirs = getattr(curvlinops, name)(model, torch.nn.CrossEntropyLoss(), parameters, data, check_deterministic=False)
+    vector = torch.randn(len(here), generator=torch.Generator().manual_seed(0)).to(here)
+    assert torch.allclose(make(loss, here)(vector), theirs @ vector, rtol=1e-4, atol=1e-8)

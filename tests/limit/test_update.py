@@ -111,3 +111,14 @@ def test_survivors_of_no_length_do_not_move() -> None:
     update = Updates(GaussNewton(loss, here), here, path, 20, (0.1,)).at(0)
     assert update.loss(0.1) == update.base
     assert np.isfinite(update.movement())
+
+
+def test_the_unbounded_update_does_not_depend_on_the_scale_of_weights() -> None:
+    """w -> S w, H -> S^-1 H S^-1 with a positive diagonal S leaves E(infinity) as it is, and changes E(0.3)."""
+    run, matrix, weights = updates()
+    position = run.path.last // 2
+    scales = 10 ** np.random.default_rng(0).uniform(-0.5, 0.5, len(weights))
+    turned = torch.from_numpy(matrix / np.outer(scales, scales))
+    other = Updates(lambda vector: turned @ vector, torch.from_numpy(weights * scales), run.path, 200, TAU)
+    assert other.at(position).loss(float("inf")) == pytest.approx(run.at(position).loss(float("inf")), rel=1e-2)
+    assert other.at(position).loss(0.3) != pytest.approx(run.at(position).loss(0.3), rel=1e-2)
