@@ -133,6 +133,11 @@ class Spectrum:
         """The largest node."""
         return max((float(rule.nodes.max(initial=0.0)) for rule in self.gauss), default=0.0)
 
+    def squared_dimension(self, mu: float) -> float:
+        """``tr[H^2 (H + mu)^-2]``, mu > 0."""
+        means = [float(rule.weights @ np.square(rule.nodes / (rule.nodes + mu))) for rule in self.gauss]
+        return self.size * float(np.mean(means))
+
     @property
     def trace(self) -> float:
         """The sum of the eigenvalues."""

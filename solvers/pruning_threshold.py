@@ -24,7 +24,7 @@ import numpy as np
 
 from solvers.effective_dimension import Dimension, FloatArray, Spectrum
 
-__all__ = ["first_true", "generic_loss", "generic_threshold", "paper_loss", "paper_threshold"]
+__all__ = ["first_true", "generic_loss", "generic_spread", "generic_threshold", "paper_loss", "paper_threshold"]
 
 End = Callable[[Dimension], float]
 
@@ -82,6 +82,19 @@ def generic_loss(count: float, energy: float, spectrum: Spectrum, size: int, of:
     if count <= 0:
         return 0.5 * energy * spectrum.trace / size  # mu_k k tends to the trace
     return 0.5 * energy * spectrum.scale(count, of) * count / (size - count)
+
+
+def generic_spread(count: float, spectrum: Spectrum, size: int) -> float:
+    """Standard deviation of the generic loss over random bases, relative to its mean.
+
+    The loss is a quadratic form of the removed weights, a vector in n = D - k dimensions, in a randomly turned matrix
+    whose eigenvalues count like r = k (k - N_2) / N_2 equal ones, N_2 = tr[H^2 (H + mu_k)^-2]. A unit vector gives
+    the variance ``2 / (n + 2) (n / r - 1)``. Large networks hardly scatter.
+    """
+    squared = spectrum.squared_dimension(spectrum.scale(count))
+    rest = size - count
+    concentration = rest * squared / max(count * (count - squared), 1e-300)
+    return float(np.sqrt(2 / (rest + 2) * max(concentration - 1, 0.0)))
 
 
 def generic_threshold(
