@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -19,9 +20,15 @@ hypothesis.settings.load_profile("structprune")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Share two threads among the worker processes, so that timings and rounding do not depend on the machine."""
+    """Share two threads among the worker processes, and let Ctrl-C mean the same in each of them.
+
+    Timings and rounding shall not depend on the machine, nor interrupts on the shell: one that starts a command in the
+    background makes it, and whatever it starts in turn, ignore SIGINT.
+    """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, 2 // workers))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

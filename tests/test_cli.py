@@ -427,8 +427,6 @@ def test_ctrl_c_during_solve_leaves_nothing(tmp_path: Path, user_folder: Path) -
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run in the background of a shell ignores SIGINT, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     try:
         deadline = time.monotonic() + 120
