@@ -1,28 +1,23 @@
 """Block-sparse layers on the CPU by generated machine code, at a time proportional to what is kept.
 
 The kernels are those of :mod:`structprune.layers.jit_ir`. Here tensors are checked, once where they cannot change, and
-turned into addresses. Indices are checked before the kernel reads by them, so that no call reads or writes outside its
-tensors.
+handed on as addresses. Indices are checked before the kernel reads by them, so that no call reads or writes outside
+its tensors.
 """
 
 from __future__ import annotations
 
-import weakref
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from structprune.layers.activation import as_activation
-from structprune.layers.jit_engine import Worker, available, compiled, has_bfloat16, isa_of_this_machine, run
-from structprune.layers.jit_key import Isa, KernelKey, Storage
+from structprune.layers.jit_call import Indices, Prepared
+from structprune.layers.jit_engine import available
+from structprune.layers.jit_key import Isa, Storage
+from structprune.layers.jit_lists import HEIGHTS, checked_lists, known_lists
 
-__all__ = ["available", "grouped_conv2d", "grouped_linear"]
-
-HEIGHTS = (16, 32, 64, 128, 256)
-PANEL_BYTES = 384 << 10  # activations of one panel: with the values of a group they share a second-level cache
-LEAST_WORK = 1 << 19  # multiply-adds below which waking other threads costs more than they save
-TASKS_PER_THREAD = 4
+__all__ = ["HEIGHTS", "available", "grouped_conv2d", "grouped_linear"]
 
 
 def grouped_linear(
@@ -75,24 +70,50 @@ def grouped_linear(
     Sums are float32. bfloat16 uses vdpbf16ps where the processor has it, best for pieces of even width, and widens to
     float32 elsewhere. Nothing is differentiated here.
     """
+    lists = known_lists(columns, starts, order)
+    call = None
+    if lists is not None and x.is_cpu and values.is_cpu and values.is_contiguous():
+        threads = torch.get_num_threads()
+        request = (x.shape, x.stride(), x.dtype, values.shape, values.dtype, outputs, activation, isa, threads, False)
+        call = lists.prepared(request)
+    if call is None:
+        x, call = _prepared_linear(x, values, columns, starts, order, activation, outputs, isa)
+    if out is not None:
+        _check_result(out, call)
+    return call(x, values, bias, out)
+
+
+def _prepared_linear(
+    x: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    starts: Tensor,
+    order: Tensor | None,
+    activation: str,
+    outputs: int,
+    isa: Isa | None,
+) -> tuple[Tensor, Prepared]:
+    """Check everything, and return the activations as the kernel reads them with the call, which is kept."""
     if x.dim() != 2 or not x.is_cpu:
         raise ValueError(
             f"Expected x as a matrix (tokens, inputs) on the CPU. Got shape {tuple(x.shape)} on {x.device}. "
             "Flatten the leading dimensions."
         )
-    tokens, inputs = x.shape
-    record = _checked(values, columns, starts, order, outputs, inputs)
-    worker, key = record.kernel(x.dtype, values.dtype, activation, isa, even=True)
-    out = _result(out, (tokens, outputs), x.dtype)
-    if not tokens:
-        return out
-    if key.storage is Storage.WIDENED:
-        x = x.float()
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    bases = _row_bases(tokens, x.stride(0) if tokens > 1 else inputs)
-    _launch(worker, key, x, tokens, bases, (values, columns, starts, order), bias, out, max(1, inputs))
-    return out
+    dtype, (tokens, inputs) = x.dtype, x.shape
+    lists = checked_lists(values, columns, starts, order, outputs, inputs)
+    code, key = lists.kernel(dtype, values.dtype, activation, isa, even=True)
+    changed = key.storage is Storage.WIDENED or x.stride(1) != 1
+    if changed:
+        x = x.to(torch.float32 if key.storage is Storage.WIDENED else dtype).contiguous()
+    threads = torch.get_num_threads()
+    request = (x.shape, x.stride(), dtype, values.shape, values.dtype, outputs, activation, isa, threads, changed)
+    call = lists.prepared(request)
+    if call is None:
+        bases = _row_bases(tokens, x.stride(0) if tokens > 1 else inputs)
+        indices = Indices(columns, starts, order, bases)
+        call = Prepared(code, key, indices, (tokens, outputs), dtype, max(1, inputs), values.numel())
+        lists.keep(request, call)
+    return x, call
 
 
 def grouped_conv2d(
@@ -145,160 +166,31 @@ def grouped_conv2d(
             f"Expected a kernel within the padded image of {high} x {wide} and strides of at least 1. "
             f"Got kernel {kernel}, stride {stride}. Pad the image first."
         )
-    record = _checked(values, columns, starts, order, outputs, kernel[0] * kernel[1] * channels)
-    worker, key = record.kernel(image.dtype, values.dtype, activation, isa, even=channels % 2 == 0)
-    size = ((high - kernel[0]) // stride[0] + 1, (wide - kernel[1]) // stride[1] + 1)
-    out = _result(out, (number, *size, outputs), image.dtype)
-    if not number:
-        return out
-    if key.storage is Storage.WIDENED:
-        image = image.float()
-    bases = _corners(number, high, wide, channels, size, stride)
-    packed = (values, record.offsets(columns, kernel[1], channels, wide), starts, order)
-    _launch(worker, key, image, bases.numel(), bases, packed, bias, out, channels * stride[0] * stride[1])
-    return out
+    dtype = image.dtype
+    lists = checked_lists(values, columns, starts, order, outputs, kernel[0] * kernel[1] * channels)
+    code, key = lists.kernel(dtype, values.dtype, activation, isa, even=channels % 2 == 0)
+    threads = torch.get_num_threads()
+    request = (image.shape, dtype, values.shape, outputs, activation, isa, threads, kernel, stride)
+    call = lists.prepared(request)
+    if call is None:
+        size = ((high - kernel[0]) // stride[0] + 1, (wide - kernel[1]) // stride[1] + 1)
+        bases = _corners(number, high, wide, channels, size, stride)
+        indices = Indices(lists.offsets(columns, kernel[1], channels, wide), starts, order, bases)
+        numbers = channels * stride[0] * stride[1]
+        call = Prepared(code, key, indices, (number, *size, outputs), dtype, numbers, values.numel())
+        lists.keep(request, call)
+    if out is not None:
+        _check_result(out, call)
+    return call(image.float() if key.storage is Storage.WIDENED else image, values, bias, out)
 
 
-class _Checked:
-    """Index lists of one packed weight that were found in order, and what follows from them.
-
-    It holds the lists weakly and remembers their versions, so that changed or other lists are checked anew.
-    """
-
-    def __init__(self, lists: tuple[Tensor | None, ...], outputs: int, inputs: int, height: int) -> None:
-        columns, starts, order = lists
-        assert columns is not None and starts is not None
-        self.paired = _check_indices(columns, starts, order, outputs, inputs, height)
-        self.size = (outputs, inputs, height)
-        key = id(columns)
-        self.references = tuple(None if t is None else weakref.ref(t, lambda _: _records.pop(key, None)) for t in lists)
-        self.stamps = tuple(_stamp(t) for t in lists)
-        self.steady = not any(t is not None and t.is_inference() for t in lists)
-        self._kernels: dict[tuple[object, ...], tuple[Worker, KernelKey]] = {}
-        self._offsets: dict[tuple[int, int, int], Tensor] = {}
-
-    def holds(self, lists: tuple[Tensor | None, ...], size: tuple[int, int, int]) -> bool:
-        """Return whether these are the lists that were checked, unchanged."""
-        if self.size != size:
-            return False
-        for reference, stamp, given in zip(self.references, self.stamps, lists, strict=True):
-            if reference is None or given is None:
-                if reference is not given:
-                    return False
-            elif reference() is not given or stamp != (given.data_ptr(), given._version):
-                return False
-        return True
-
-    def kernel(
-        self, dtype: torch.dtype, of_values: torch.dtype, activation: str, isa: Isa | None, even: bool
-    ) -> tuple[Worker, KernelKey]:
-        """Return the code for these types; pairs of columns lie in one word where channels are ``even``."""
-        request = (dtype, of_values, activation, isa, even)
-        known = self._kernels.get(request)
-        if known is None:
-            if dtype not in (torch.float32, torch.bfloat16) or of_values != dtype:
-                raise ValueError(
-                    f"Expected activations and values of one type, float32 or bfloat16. Got {dtype} and {of_values}. "
-                    "Cast one of them."
-                )
-            chosen = isa or isa_of_this_machine()
-            storage = Storage.FLOAT if dtype == torch.float32 else _storage(chosen, self.paired and even)
-            key = KernelKey(self.size[2], storage, chosen, as_activation(activation))
-            known = self._kernels[request] = (compiled(key), key)
-        return known
-
-    def offsets(self, columns: Tensor, kernel_width: int, channels: int, padded_width: int) -> Tensor:
-        """Return where each column lies in a padded image, in elements from a corner, ``(C,)`` int32."""
-        key = (kernel_width, channels, padded_width)
-        if key not in self._offsets:
-            wide = columns.long()
-            tap, channel = wide // channels, wide % channels
-            place = (tap // kernel_width * padded_width + tap % kernel_width) * channels + channel
-            if place.numel() and int(place.max()) > torch.iinfo(torch.int32).max:
-                raise ValueError(
-                    f"Expected a window of fewer than 2^31 elements. Got an image of width {padded_width} and "
-                    f"{channels} channels. Cut the image into tiles."
-                )
-            self._offsets[key] = place.to(torch.int32)
-        return self._offsets[key]
-
-
-_records: dict[int, _Checked] = {}
-
-
-def _stamp(tensor: Tensor | None) -> tuple[int, int] | None:
-    """What changes when a tensor is written to or given other memory."""
-    if tensor is None:
-        return None
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-
-
-def _checked(
-    values: Tensor, columns: Tensor, starts: Tensor, order: Tensor | None, outputs: int, inputs: int
-) -> _Checked:
-    """Check the packed weight, its index lists only where they are new or were written to."""
-    if values.dim() != 2 or values.shape[1] not in HEIGHTS or not values.is_contiguous() or not values.is_cpu:
+def _check_result(out: Tensor, call: Prepared) -> None:
+    """Refuse a tensor that the result does not fit."""
+    if out.shape != call.shape or out.dtype != call.dtype or not out.is_contiguous() or not out.is_cpu:
         raise ValueError(
-            f"Expected contiguous values (C, G) with G in {HEIGHTS}. Got shape {tuple(values.shape)}, strides "
-            f"{values.stride()}. Pack the weight with one of these heights."
+            f"Expected out as contiguous {call.dtype} {call.shape} on the CPU. Got {out.dtype} {tuple(out.shape)}, "
+            f"strides {out.stride()}. Leave it out to have one made."
         )
-    if columns.shape[0] != values.shape[0]:
-        raise ValueError(
-            f"Expected one column per row of values, {values.shape[0]}. Got {tuple(columns.shape)}. "
-            "Take values and columns from one packed weight."
-        )
-    lists, size = (columns, starts, order), (outputs, inputs, values.shape[1])
-    known = _records.get(id(columns))
-    if known is not None and known.holds(lists, size):
-        return known
-    record = _Checked(lists, *size)
-    if record.steady:
-        _records[id(columns)] = record
-    return record
-
-
-def _check_indices(
-    columns: Tensor, starts: Tensor, order: Tensor | None, outputs: int, inputs: int, height: int
-) -> bool:
-    """Check every index that the kernel reads by; return whether the columns come as pairs 2i, 2i + 1."""
-    groups = -(-outputs // height)
-    expected = {"columns": (columns, columns.numel()), "starts": (starts, groups + 1)}
-    if order is not None:
-        expected["order"] = (order, outputs)
-    for name, (given, length) in expected.items():
-        if given.dtype != torch.int32 or given.shape != (length,) or not given.is_contiguous() or not given.is_cpu:
-            raise ValueError(
-                f"Expected {name} as contiguous int32 ({length},) on the CPU. Got {given.dtype} "
-                f"{tuple(given.shape)} on {given.device}. Use the lists of the packed weight for {outputs} outputs."
-            )
-    count = columns.numel()
-    if int(starts[0]) != 0 or int(starts[-1]) != count or bool((starts.diff() < 0).any()):
-        raise ValueError(
-            f"Expected starts that rise from 0 to {count}. Got {int(starts[0])} to {int(starts[-1])}, "
-            f"smallest step {int(starts.diff().min())}. Pack the weight again."
-        )
-    if count and not (0 <= int(columns.min()) and int(columns.max()) < inputs):
-        raise ValueError(
-            f"Expected columns from 0 to {inputs - 1}. Got {int(columns.min())} to {int(columns.max())}. "
-            "Compare the activations' width with that of the packed weight."
-        )
-    if order is not None and not torch.equal(order.sort().values.long(), torch.arange(outputs)):
-        raise ValueError(f"Expected order to name each of {outputs} outputs once. Got others. Pack the weight again.")
-    if count % 2 or bool((starts % 2).any()):
-        return False
-    first, second = columns[::2], columns[1::2]
-    return bool((first % 2 == 0).all()) and bool((second == first + 1).all())
-
-
-def _result(out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if out is None:
-        return torch.empty(shape, dtype=dtype)
-    if out.shape != shape or out.dtype != dtype or not out.is_contiguous() or not out.is_cpu:
-        raise ValueError(
-            f"Expected out as contiguous {dtype} {shape} on the CPU. Got {out.dtype} {tuple(out.shape)}, strides "
-            f"{out.stride()}. Leave it out to have one made."
-        )
-    return out
 
 
 @lru_cache(maxsize=64)
@@ -316,57 +208,3 @@ def _corners(
     down = torch.arange(size[0]).view(1, -1, 1) * stride[0]
     across = torch.arange(size[1]).view(1, 1, -1) * stride[1]
     return (((image + down) * wide + across) * channels).flatten()
-
-
-def _storage(isa: Isa, paired: bool) -> Storage:
-    """Return how bfloat16 is computed."""
-    if isa is not Isa.AVX512 or not has_bfloat16():
-        return Storage.WIDENED
-    return Storage.PAIRS if paired else Storage.LOOSE
-
-
-@lru_cache(maxsize=256)
-def _shares(tokens: int, groups: int, tile: int, token_bytes: int, threads: int) -> tuple[int, int]:
-    """Return the tokens of a panel and the groups of a chunk: the work is dealt in panels times chunks."""
-    panel = max(1, PANEL_BYTES // token_bytes // tile) * tile
-    if threads > 1:
-        panel = min(panel, -(-tokens // threads // tile) * tile)
-    panel = max(1, min(panel, tokens))
-    if threads == 1:
-        return panel, groups
-    panels = -(-tokens // panel)
-    return panel, max(1, groups // -(-TASKS_PER_THREAD * threads // panels))
-
-
-def _launch(
-    worker: Worker,
-    key: KernelKey,
-    x: Tensor,
-    tokens: int,
-    bases: Tensor,
-    packed: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    bias: Tensor | None,
-    out: Tensor,
-    numbers: int,
-) -> None:
-    """Hand the addresses to the kernel. One more token of a panel takes ``numbers`` more activations of cache."""
-    values, columns, starts, order = packed
-    outputs = out.shape[-1]
-    groups = starts.numel() - 1
-    if bias is not None:
-        if bias.shape != (outputs,) or not bias.is_cpu:
-            raise ValueError(
-                f"Expected a bias of shape ({outputs},) on the CPU. Got {tuple(bias.shape)} on {bias.device}. "
-                "Give one per output."
-            )
-        bias = bias.float().contiguous()
-    threads = torch.get_num_threads() if tokens * values.numel() > LEAST_WORK else 1
-    panel, chunk = _shares(tokens, groups, key.tokens, numbers * x.element_size(), threads)
-    tasks, chunks = -(-tokens // panel) * -(-groups // chunk), -(-groups // chunk)
-    fields = (
-        0, tasks, chunks, chunk, panel, tokens, groups, outputs,
-        x.data_ptr(), values.data_ptr(), columns.data_ptr(), starts.data_ptr(),
-        0 if order is None else order.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
-        bases.data_ptr(), numbers * x.element_size(),
-    )  # fmt: skip
-    run(worker, fields, threads)

@@ -14,16 +14,33 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from structprune.layers.jit_ir import kernel_ir
 from structprune.layers.jit_key import Isa, KernelKey
 
-__all__ = ["Worker", "available", "compiled", "has_bfloat16", "isa_of_this_machine", "run"]
+__all__ = ["Code", "Function", "available", "compiled", "has_bfloat16", "isa_of_this_machine", "run"]
 
-Worker = Any  # a foreign function of ctypes; its classes have no public name
+Function = Any  # a foreign function of ctypes; its classes have no public name
+
+
+class Code(NamedTuple):
+    """The machine code of one kernel.
+
+    Attributes
+    ----------
+    worker
+        Takes an array laid out as `Field` and works until no task is left.
+    alone
+        Takes such an array, which it leaves as it is, and the addresses of activations, values, bias (or 0) and
+        result, and does all tasks.
+    """
+
+    worker: Function
+    alone: Function
+
 
 OLDEST_LLVM = 20  # that of llvmlite 0.45; older ones read neither `splat` constants nor pairs of bfloat16
 _lock = threading.Lock()
@@ -71,10 +88,10 @@ def _feature(name: str) -> bool:
     return bool(_features().get(name, False))
 
 
-_engines: dict[KernelKey, tuple[Any, Worker]] = {}
+_engines: dict[KernelKey, tuple[Any, Code]] = {}
 
 
-def compiled(key: KernelKey) -> Worker:
+def compiled(key: KernelKey) -> Code:
     """Return the machine code of one key; it is made once per process.
 
     Raises
@@ -91,7 +108,7 @@ def compiled(key: KernelKey) -> Worker:
     return known[1]
 
 
-def _compile(key: KernelKey) -> tuple[Any, Worker]:
+def _compile(key: KernelKey) -> tuple[Any, Code]:
     reason = available()
     if reason:
         raise RuntimeError(f"Expected a machine for the cpu-jit kernels. {reason} Choose another backend.")
@@ -104,8 +121,10 @@ def _compile(key: KernelKey) -> tuple[Any, Worker]:
     module.verify()
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    address = engine.get_function_address("worker")
-    return engine, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+    pointer = ctypes.c_void_p
+    worker = ctypes.CFUNCTYPE(None, pointer)(engine.get_function_address("worker"))
+    alone = ctypes.CFUNCTYPE(None, *[pointer] * 5)(engine.get_function_address("alone"))
+    return engine, Code(worker, alone)
 
 
 def _target_machine(isa: Isa) -> Any:
@@ -131,7 +150,7 @@ def libraries_of_torch() -> list[Path]:
 
 
 @lru_cache(maxsize=1)
-def _team() -> Callable[[Worker, int, int], None]:
+def _team() -> Callable[[Function, int, int], None]:
     """Return what runs a worker in several threads: torch's own OpenMP pool, else threads of Python.
 
     Torch's pool is warm and pinned, and a second pool would compete with it for the same cores.
@@ -142,13 +161,13 @@ def _team() -> Callable[[Worker, int, int], None]:
         parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         parallel.restype = None
 
-        def through_openmp(worker: Worker, arguments: int, threads: int) -> None:
+        def through_openmp(worker: Function, arguments: int, threads: int) -> None:
             parallel(ctypes.cast(worker, ctypes.c_void_p), arguments, threads, 0)
 
         return through_openmp
     pool = ThreadPoolExecutor(thread_name_prefix="structprune")
 
-    def through_python(worker: Worker, arguments: int, threads: int) -> None:
+    def through_python(worker: Function, arguments: int, threads: int) -> None:
         others = [pool.submit(worker, arguments) for _ in range(threads - 1)]
         worker(arguments)
         for other in others:
@@ -157,9 +176,8 @@ def _team() -> Callable[[Worker, int, int], None]:
     return through_python
 
 
-def run(worker: Worker, fields: tuple[int, ...], threads: int) -> None:
+def run(worker: Function, arguments: array[int], threads: int) -> None:
     """Run a worker on its tasks in up to ``threads`` threads and wait for all of them."""
-    arguments = array("q", fields)  # its making takes a third of the time that an array of ctypes takes
     address, _ = arguments.buffer_info()
     if threads > 1:
         _team()(worker, address, threads)

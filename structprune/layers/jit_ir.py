@@ -19,12 +19,15 @@ def kernel_ir(key: KernelKey) -> str:
     """The module of one key, as LLVM IR.
 
     It defines ``void worker(ptr)``, which takes tasks from the shared counter of its argument, an array of 64-bit
-    integers laid out as `Field`, until none is left. Any number of threads may run it on the same argument.
+    integers laid out as `Field`, until none is left. Any number of threads may run it on the same argument. And it
+    defines ``void alone(ptr, x, values, bias, out)``, which does all tasks of such an array with these four addresses
+    put into a copy of it, so that one array serves many calls.
     """
     lanes = key.isa.lanes
     vector = f"<{lanes} x float>"
     parts = [tile_ir(key, tokens) for tokens in range(1, key.tokens + 1)]
-    parts += [_dispatch(key), _finish(key), _stored_bias(key), _tiles(key), _group(key), _worker(key)]
+    parts += [_dispatch(key), _finish(key), _stored_bias(key), _tiles(key), _group(key), _worker(key), _alone()]
+    parts.append(f"@zeros = internal constant [{key.height} x float] zeroinitializer, align 64")
     parts += [f"declare {vector} @llvm.{f}.v{lanes}f32({vector})" for f in ("fabs", "rint")]
     parts += [f"declare {vector} @llvm.{f}.v{lanes}f32({vector}, {vector})" for f in ("minnum", "maximum")]
     parts.append(f"declare {vector} @llvm.fma.v{lanes}f32({vector}, {vector}, {vector})")
@@ -125,17 +128,15 @@ def _field(field: Field, kind: str = "i64") -> str:
 
 
 def _stored_bias(key: KernelKey) -> str:
-    """The bias of one group's rows, in the order of the rows; zero where there is none."""
+    """The bias of one group's rows, in the order of the rows; zero beyond the last."""
     return f"""define internal void @stored_bias(ptr %bias, ptr %order, i64 %first, i64 %here, ptr %to) {{
 entry:
   %ordered = icmp ne ptr %order, null
-  %biased = icmp ne ptr %bias, null
   br label %next
 next:
   %i = phi i64 [ 0, %entry ], [ %i_next, %put ]
   %inside = icmp slt i64 %i, %here
-  %given = and i1 %inside, %biased
-  br i1 %given, label %read, label %put
+  br i1 %inside, label %read, label %put
 read:
   %row = add nuw nsw i64 %first, %i
   br i1 %ordered, label %lookup, label %load
@@ -239,17 +240,17 @@ entry:
   %biased = icmp ne ptr %bias, null
   %irregular = or i1 %short, %ordered
   %indirect = or i1 %irregular, {always}
-  %unbiased = xor i1 %biased, true
-  %gathered = or i1 %irregular, %unbiased
+  %gathered = and i1 %irregular, %biased
   br i1 %gathered, label %fill, label %plain
 plain:
   %bias_first = getelementptr float, ptr %bias, i64 %first
+  %bias_or_none = select i1 %biased, ptr %bias_first, ptr @zeros
   br label %passes
 fill:
   call void @stored_bias(ptr %bias, ptr %order, i64 %first, i64 %here, ptr %bias_rows)
   br label %passes
 passes:
-  %bias_group = phi ptr [ %bias_first, %plain ], [ %bias_rows, %fill ]
+  %bias_group = phi ptr [ %bias_or_none, %plain ], [ %bias_rows, %fill ]
   br label %pass
 pass:
   %p = phi i64 [ 0, %passes ], [ %p_next, %pass ]
@@ -328,3 +329,22 @@ each:
 end:
   ret void
 }}"""
+
+
+def _alone() -> str:
+    """Do every task in the calling thread. The array stays as it is: other threads may be at work with it too."""
+    given = {Field.X: "%x", Field.VALUES: "%values", Field.BIAS: "%bias", Field.OUT: "%out"}
+    text = Text()
+    text.block("entry")
+    text.do(f"%own = alloca [{len(Field)} x i64], align 64")
+    for field in Field:
+        place = text.let(f"getelementptr i64, ptr %own, i64 {field.value}")
+        if field in given:
+            text.do(f"store ptr {given[field]}, ptr {place}, align 8")
+        else:
+            source = text.let(f"getelementptr i64, ptr %prepared, i64 {field.value}")
+            text.do(f"store i64 {text.let(f'load i64, ptr {source}, align 8')}, ptr {place}, align 8")
+    text.do("call void @worker(ptr %own)")
+    text.do("ret void")
+    arguments = "ptr %prepared, ptr %x, ptr %values, ptr %bias, ptr %out"
+    return f"define void @alone({arguments}) {{\n" + "\n".join(text.lines) + "\n}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib import metadata
+from functools import lru_cache
+from importlib import metadata, resources
 from typing import Protocol
 
 import torch
@@ -50,6 +51,7 @@ def key_of(layer: BlockSparseLayer, calls: Sequence[Input]) -> tuple[str, str]:
         "order": pattern.order is not None,
         "calls": [[list(call.shape), list(call.stride), str(call.dtype)] for call in calls],
         "versions": {name: version for name in PACKAGES if (version := installed(name))},
+        "code": code_of_layers(),
     }
     shapes = ", ".join("x".join(map(str, call.shape)) for call in calls)
     kind = str(calls[0].dtype).removeprefix("torch.")
@@ -64,3 +66,13 @@ def installed(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return ""
+
+
+@lru_cache(maxsize=1)
+def code_of_layers() -> str:
+    """Return a fingerprint of the source of layers and kernels: other kernels take another time."""
+    digest = hashlib.sha256()
+    for file in sorted(resources.files("structprune.layers").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from structprune.layers import jit, jit_engine
+from structprune.layers import jit, jit_engine, jit_lists
 from structprune.layers.jit import grouped_conv2d, grouped_linear
 from structprune.layers.jit_ir import kernel_ir
 from structprune.layers.jit_key import Isa, KernelKey, Storage
@@ -113,7 +115,7 @@ def test_bfloat16_equals_float64(isa: Isa, height: int, width: int) -> None:
 @pytest.mark.parametrize("height", [16, 64])
 def test_bfloat16_without_its_instructions(isa: Isa, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor without AVX512-BF16 widens to float32 and rounds the result to nearest even, NaN staying NaN."""
-    monkeypatch.setattr(jit, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(jit_lists, "has_bfloat16", lambda: False)
     values, columns, starts, _, weight = packed(2 * height, 31, height, 1, 0.5)
     values, weight = in_bfloat16(values, weight)
     x = torch.randn(7, 31).bfloat16()
@@ -263,15 +265,87 @@ def test_written_indices_are_checked_again() -> None:
 
 
 @needs_kernels
+def test_lists_in_other_memory_are_checked_again() -> None:
+    """Lists whose memory is exchanged, which leaves their versions alone, are checked again too."""
+    values, columns, starts, order, _ = packed(64, 40, 16, 1, 0.5, ordered=True)
+    assert order is not None
+    for changed in (columns, starts, order):
+        x, kept = torch.randn(1, 40), changed.data
+        grouped_linear(x, values, columns, starts, order, None, outputs=64)
+        changed.data = torch.full_like(kept, 100)
+        with pytest.raises(ValueError, match="Expected"):
+            grouped_linear(x, values, columns, starts, order, None, outputs=64)
+        changed.data = kept
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_call_reads_the_tensors_of_now(dtype: torch.dtype) -> None:
+    """Calls alike share what was prepared, and each reads its own input, values and bias."""
+    values, columns, starts, _, weight = packed(64, 40, 16, 1, 0.5)
+    if dtype == torch.bfloat16:
+        values, weight = in_bfloat16(values, weight)
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-3
+    close = partial(torch.testing.assert_close, rtol=tolerance, atol=2 * tolerance)
+    for isa in ISAS:
+        run = partial(grouped_linear, columns=columns, starts=starts, order=None, outputs=64, isa=isa)
+        for given in (values, values * 2):
+            x, bias = torch.randn(1, 40).to(dtype), torch.randn(64).to(dtype)
+            expected = x.double() @ weight.T * (1 if given is values else 2)
+            close(run(x, given, bias=bias).double(), expected + bias)
+            close(run(x, given, bias=None).double(), expected)
+        values.neg_()
+        weight = -weight
+
+
+@needs_kernels
+def test_prepared_calls_check_what_may_change() -> None:
+    """After a call that was in order, one with other types, sizes or gaps is refused or computed as it is given."""
+    values, columns, starts, _, weight = packed(64, 40, 16, 1, 0.5)
+    x = torch.randn(1, 40)
+    run = partial(grouped_linear, columns=columns, starts=starts, order=None, outputs=64)
+    expected = run(x, values, bias=None)
+    for bias in (torch.randn(63), torch.randn(64, 1)):
+        with pytest.raises(ValueError, match="Expected a bias of shape"):
+            run(x, values, bias=bias)
+    with pytest.raises(ValueError, match="Expected out as contiguous"):
+        run(x, values, bias=None, out=torch.empty(1, 63))
+    with pytest.raises(ValueError, match="Expected one column per row"):
+        run(x, values[:-1].clone(), bias=None)
+    with pytest.raises(ValueError, match="Expected contiguous values"):
+        run(x, values.t().contiguous().t(), bias=None)
+    with pytest.raises(ValueError, match="Expected activations and values of one type"):
+        run(x, values.bfloat16(), bias=None)
+    apart = torch.randn(1, 80)[:, ::2].copy_(x)
+    assert torch.equal(run(apart, values, bias=None), expected)
+    gaps = torch.randn(128)[::2]
+    torch.testing.assert_close(run(x, values, bias=gaps), expected + gaps)
+
+
+@needs_kernels
+def test_threads_of_python_share_a_prepared_call() -> None:
+    """Several threads of Python call one weight at once, and each gets its own result."""
+    values, columns, starts, _, weight = packed(256, 128, 64, 1, 0.5)
+    inputs = torch.randn(64, 1, 128)
+    run = partial(grouped_linear, values=values, columns=columns, starts=starts, order=None, bias=None, outputs=256)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: [run(x) for _ in range(20)], inputs))
+    for x, results in zip(inputs, found, strict=True):
+        for y in results:
+            torch.testing.assert_close(y.double(), x.double() @ weight.T, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
 def test_records_go_with_their_tensors() -> None:
     """What was noted about index lists is forgotten when they are."""
-    before = len(jit._records)
+    gc.collect()
+    before = len(jit_lists._known)
     values, columns, starts, _, _ = packed(64, 40, 16, 1, 0.5)
     grouped_linear(torch.randn(3, 40), values, columns, starts, None, None, outputs=64)
-    assert len(jit._records) == before + 1
+    assert len(jit_lists._known) == before + 1
     del columns
     gc.collect()
-    assert len(jit._records) == before
+    assert len(jit_lists._known) == before
 
 
 @needs_kernels

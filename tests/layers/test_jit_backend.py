@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from structprune.layers import BlockSparseConv2d, BlockSparseLinear, jit, jit_engine
+from structprune.layers import BlockSparseConv2d, BlockSparseLinear, jit_engine, jit_lists
 from structprune.layers.jit_backend import CPU_JIT, CpuJit
 
 pytestmark = pytest.mark.skipif(bool(jit_engine.available()), reason=jit_engine.available())
@@ -85,13 +85,13 @@ def test_index_lists_of_a_module_are_checked_once(monkeypatch: pytest.MonkeyPatc
     """Operators hand the module's own buffers on, so their indices are checked in the first call alone."""
     layer = linear_layer().eval()
     x = torch.randn(8, 96)
-    calls, check = [], jit._check_indices
+    calls, check = [], jit_lists.check_indices
 
     def counted(*given: Any) -> bool:
         calls.append(1)
         return check(*given)
 
-    monkeypatch.setattr(jit, "_check_indices", counted)
+    monkeypatch.setattr(jit_lists, "check_indices", counted)
     for _ in range(3):
         layer(x)
     assert len(calls) == 1

@@ -24,6 +24,7 @@ from structprune.layers import (
     Packed,
 )
 from structprune.layers import tune as tuner
+from structprune.layers import tune_key
 from structprune.layers.activation import Activation
 from structprune.layers.tune import BlockSparse, Call, Timed, Tuned, tune
 
@@ -224,3 +225,13 @@ def test_nothing_to_time_is_refused() -> None:
     layer.calls = []
     with pytest.raises(ValueError, match="at least one call"):
         layer.tune(ROWLOOP)
+
+
+def test_measurements_of_other_kernels_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key holds a fingerprint of the layers' source: after a kernel is changed, layers are timed anew."""
+    layer = BlockSparseLinear.from_dense(nn.Linear(32, 32), torch.ones(2, 2, dtype=torch.bool), 16, 16)
+    calls = [Call.of(torch.randn(3, 32))]
+    before, _ = tune_key.key_of(layer, calls)
+    assert tune_key.code_of_layers() in before
+    monkeypatch.setattr(tune_key, "code_of_layers", lambda: "another")
+    assert tune_key.key_of(layer, calls)[0] != before
