@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.blas import dgemm
+from scipy.linalg.blas import dgemm, dsyr2k
 from scipy.linalg.lapack import dpotrf, dpotri
 
 from solvers.quadratic import FloatArray, IntArray, ReducedMap
-from solvers.tableau import by_columns, inputs
+from solvers.tableau import by_columns, inputs, mirror
 
 __all__ = ["Path", "backward", "forward"]
 
@@ -64,7 +64,7 @@ def _inverse(moment: FloatArray) -> FloatArray:
     if failed:
         raise np.linalg.LinAlgError("Expected a positive definite moment. Got one that is not. Add damping.")
     lower, _ = dpotri(factor, lower=1, overwrite_c=1)
-    lower += np.tril(lower, -1).T
+    mirror(lower)
     return np.asarray(lower)
 
 
@@ -79,12 +79,14 @@ def _walk(fronts: list[_Front], steps: int, sign: float, stop: Callable[[], bool
         for front in fronts:
             front.begin(panel)
         for _ in range(panel):
-            change = np.zeros(len(alive))
+            places = np.flatnonzero(open_)
+            change = np.zeros(len(places))
             for front in fronts:
-                change += front.changes()
-            place = int(np.argmin(np.where(open_, sign * change, np.inf)))
+                change += front.changes(places)
+            best = int(np.argmin(sign * change))
+            place = int(places[best])
             taken.append(int(alive[place]))
-            changes.append(max(0.5 * float(change[place]), 0.0))
+            changes.append(max(0.5 * float(change[best]), 0.0))
             open_[place] = False
             for front in fronts:
                 front.take(place)
@@ -112,11 +114,12 @@ class _Front:
         self.blocks = self.moves[index[:, :, None], index[:, None, :]].copy()
         self.worth = self.gains[index[:, :, None], index[:, None, :]].copy()
 
-    def changes(self) -> FloatArray:
-        """``tr(A_ii^-1 Q_ii)`` of every structure."""
+    def changes(self, places: IntArray) -> FloatArray:
+        """``tr(A_ii^-1 Q_ii)`` of these structures."""
+        blocks, worth = self.blocks[places], self.worth[places]
         if self.each == 1:
-            return np.asarray(self.worth[:, 0, 0] / self.blocks[:, 0, 0])
-        return np.asarray(np.einsum("gij,gji->g", np.linalg.inv(self.blocks), self.worth))
+            return np.asarray(worth[:, 0, 0] / blocks[:, 0, 0])
+        return np.asarray(np.einsum("gij,gji->g", np.linalg.inv(blocks), worth))
 
     def take(self, place: int) -> None:
         """Pivot on a structure."""
@@ -134,13 +137,11 @@ class _Front:
         if each == 1:
             self.blocks[:, 0, 0] -= ratio[:, 0] * column[:, 0]
             self.worth[:, 0, 0] -= 2 * ratio[:, 0] * half[:, 0]
-            self.blocks[place], self.worth[place] = 1.0, 0.0
             return
         by_group = ratio.reshape(shape)
         self.blocks -= by_group @ column.reshape(shape).transpose(0, 2, 1)
         cross = by_group @ half.reshape(shape).transpose(0, 2, 1)
         self.worth -= cross + cross.transpose(0, 2, 1)
-        self.blocks[place], self.worth[place] = np.eye(each), 0.0
 
     def settle(self, rest: IntArray) -> None:
         """Bring A and Q of the structures at ``rest`` up to date and forget the others."""
@@ -149,6 +150,6 @@ class _Front:
         ratio, half, column = (np.asfortranarray(array) for array in kept)
         self.moves, self.gains = (by_columns(array[index][:, index]) for array in (self.moves.T, self.gains.T))
         dgemm(-1.0, ratio, column, beta=1.0, c=self.moves, trans_b=True, overwrite_c=True)
-        dgemm(-1.0, ratio, half, beta=1.0, c=self.gains, trans_b=True, overwrite_c=True)
-        dgemm(-1.0, half, ratio, beta=1.0, c=self.gains, trans_b=True, overwrite_c=True)
+        dsyr2k(-1.0, ratio, half, beta=1.0, c=self.gains, overwrite_c=True, lower=1)
+        mirror(self.gains)
         self.count = len(rest)

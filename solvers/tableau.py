@@ -29,6 +29,9 @@ from solvers.quadratic import BoolArray, FloatArray, IntArray, ReducedMap
 
 __all__ = ["Sheet", "Tableau"]
 
+#: Columns that are mirrored at a time: a strip of so many stays in the cache.
+STRIP = 64
+
 
 @dataclass(eq=False)
 class Sheet:
@@ -151,6 +154,15 @@ def by_columns(symmetric: FloatArray) -> FloatArray:
     return symmetric.T if symmetric.flags.c_contiguous else np.asfortranarray(symmetric)
 
 
+def mirror(lower: FloatArray) -> None:
+    """Copy what lies below the diagonal of a square matrix above it, in place."""
+    for start in range(0, len(lower), STRIP):
+        end = start + STRIP
+        corner = lower[start:end, start:end]
+        corner[:] = np.tril(corner) + np.tril(corner, -1).T
+        lower[start:end, end:] = lower[end:, start:end].T
+
+
 def _distance(got: FloatArray, wanted: FloatArray) -> float:
     return float(np.linalg.norm(got - wanted)) / max(float(np.linalg.norm(wanted)), 1e-300)
 
@@ -171,9 +183,8 @@ def _sheet(one: ReducedMap, order: IntArray, count: int) -> tuple[Sheet, float]:
         factor, failed = dpotrf(moment[:split, :split].T, lower=1)
         if failed:
             raise np.linalg.LinAlgError("Expected a positive definite moment. Got one that is not. Add damping.")
-        lower, _ = dpotri(factor, lower=1, overwrite_c=0)
-        inverse = lower + lower.T
-        inverse.flat[:: split + 1] /= 2
+        inverse, _ = dpotri(factor, lower=1, overwrite_c=0)
+        mirror(inverse)
         through, _ = dpotrs(factor, border, lower=1)
         rows[:split] += through @ removed
         inner -= border.T @ through
