@@ -4,6 +4,8 @@
 numbers and texts, so that programs that hold them can be saved, and find their backend by its name. Their gradients are
 operators too, and as opaque. A second derivative is refused by torch, since none is defined.
 
+A call that nobody watches goes past them: see :mod:`structprune.layers.watching`.
+
 The gradient of the input comes from the transposed weight by the same kernel where ``transposed`` is given, and from
 the backend's own gradient otherwise.
 """
@@ -11,6 +13,7 @@ the backend's own gradient otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from structprune.layers.activation import Activation, as_activation
 from structprune.layers.backend import backend_named
 from structprune.layers.geometry import Geometry, empty_channels_last
 from structprune.layers.pack import Packed
+from structprune.layers.watching import watched
 
 __all__ = ["cast_for_autocast", "conv2d", "linear"]
 
@@ -63,6 +67,9 @@ def linear(
     """
     x, values, bias = cast_for_autocast(x, packed.values, bias)
     check_operands(x, x.shape[-1], packed.inputs, values, bias)
+    if not watched(x, values, bias):
+        given = packed if values is packed.values else replace(packed, values=values)
+        return linear_product(x, given, bias, activation, backend)
     return grouped_linear(
         x,
         values,
@@ -94,6 +101,9 @@ def conv2d(
     if x.dim() != 4:
         raise ValueError(f"Expected images of shape (B, C, H, W). Got {tuple(x.shape)}. Add the missing dimensions.")
     check_operands(x, x.shape[1] * geometry.taps, packed.inputs, values, bias)
+    if not watched(x, values, bias):
+        given = packed if values is packed.values else replace(packed, values=values)
+        return backend_named(backend).conv2d(x, given, geometry, bias, as_activation(activation))
     return grouped_conv2d(
         x,
         values,
@@ -130,6 +140,13 @@ def check_operands(x: Tensor, given: int, expected: int, values: Tensor, bias: T
             )
 
 
+def linear_product(x: Tensor, packed: Packed, bias: Tensor | None, activation: str, backend: str) -> Tensor:
+    """Return ``(..., outputs)`` by the backend of that name."""
+    flat = x if x.dim() == 2 else x.reshape(-1, packed.inputs)
+    y = backend_named(backend).linear(flat, packed, bias, as_activation(activation))
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], packed.outputs)
+
+
 @torch.library.custom_op("structprune::grouped_linear", mutates_args=())
 def grouped_linear(
     x: Tensor,
@@ -145,9 +162,7 @@ def grouped_linear(
 ) -> Tensor:
     """Return ``(..., outputs)``; see :func:`linear`."""
     packed = Packed(values, columns, starts, order, outputs, x.shape[-1])
-    flat = x.reshape(-1, x.shape[-1])
-    y = backend_named(backend).linear(flat, packed, bias, as_activation(activation))
-    return y.view(*x.shape[:-1], outputs)
+    return linear_product(x, packed, bias, activation, backend)
 
 
 @grouped_linear.register_fake

@@ -22,9 +22,9 @@ from structprune.layers import (
     BlockSparseLinear,
     Geometry,
     Packed,
+    tune_key,
 )
 from structprune.layers import tune as tuner
-from structprune.layers import tune_key
 from structprune.layers.activation import Activation
 from structprune.layers.tune import BlockSparse, Call, Timed, Tuned, tune
 
