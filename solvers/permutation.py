@@ -55,11 +55,12 @@ class BlockMatrix:
     Parameters
     ----------
     values
-        ``(R, C)``, finite, higher = keep.
+        ``(R, C)``, finite, higher = keep; or ``(R, C, T)`` for the T taps of a convolution, whose rows and columns are
+        permuted alike while each tap has blocks of its own.
     block
         Rows and columns of a block. The last blocks of an axis that it does not divide are smaller.
     keep
-        Number of kept blocks, of ``ceil(R / block[0]) * ceil(C / block[1])``.
+        Number of kept blocks, of ``ceil(R / block[0]) * ceil(C / block[1])`` (for every tap).
     axes
         Which axis of the problem the rows follow and which the columns; matrices that name the same axis are permuted
         together there.
@@ -79,7 +80,7 @@ class BlockMatrix:
     balanced: bool = False
 
     def __post_init__(self) -> None:
-        values = checked_values(self.values, 2)
+        values = checked_values(self.values, 3 if np.ndim(self.values) == 3 else 2)
         values.setflags(write=False)
         object.__setattr__(self, "values", values)
         if len(self.block) != 2 or min(self.block) < 1:
@@ -98,10 +99,10 @@ class BlockMatrix:
             )
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Numbers of blocks along rows and columns."""
-        rows, columns = self.values.shape
-        return -(-rows // self.block[0]), -(-columns // self.block[1])
+    def grid(self) -> tuple[int, ...]:
+        """Numbers of blocks along rows and columns, and of taps where there are any."""
+        rows, columns, *taps = self.values.shape
+        return -(-rows // self.block[0]), -(-columns // self.block[1]), *taps
 
     def block_values(self, orders: Orders) -> FloatArray:
         """Sum of the values in each block of the permuted matrix, ``grid``."""
@@ -111,27 +112,28 @@ class BlockMatrix:
     def best_blocks(self, sums: FloatArray) -> BoolArray:
         """The heaviest blocks, ties to the first, ``grid``."""
         if self.balanced:
-            first = np.argsort(-sums, axis=1, kind="stable")[:, : self.keep // len(sums)]
-            kept = np.zeros(sums.shape, dtype=bool)
+            by_row = sums.reshape(len(sums), -1)
+            first = np.argsort(-by_row, axis=1, kind="stable")[:, : self.keep // len(sums)]
+            kept = np.zeros(by_row.shape, dtype=bool)
             np.put_along_axis(kept, first, True, axis=1)
-            return kept
+            return kept.reshape(sums.shape)
         kept = np.zeros(sums.shape, dtype=bool)
         kept.ravel()[np.argsort(-sums.ravel(), kind="stable")[: self.keep]] = True
         return kept
 
     def earnings(self, side: int, orders: Orders, blocks: BoolArray) -> FloatArray:
         """What each item of an axis earns in each of its blocks: ``(R, grid[0])`` for rows, ``(C, grid[1])`` else."""
-        values, mask = (self.values, blocks) if side == 0 else (self.values.T, blocks.T)
+        values, mask = (self.values, blocks) if side == 0 else (self.values.swapaxes(0, 1), blocks.swapaxes(0, 1))
         other = 1 - side
         sums = _sums(values[:, orders[self.axes[other]]], self.block[other], 1)
-        earned: FloatArray = sums @ mask.T.astype(np.float64)
+        earned: FloatArray = sums.reshape(len(sums), -1) @ mask.reshape(len(mask), -1).T.astype(np.float64)
         return earned
 
     def selection(self, orders: Orders, blocks: BoolArray) -> BoolArray:
-        """Kept entries in the matrix's own order, ``(R, C)``."""
+        """Kept entries in the matrix's own order, in the shape of its values."""
         rows, columns = (orders[axis] for axis in self.axes)
         kept = np.zeros(self.values.shape, dtype=bool)
-        row_blocks, column_blocks = (np.arange(n) // b for n, b in zip(self.values.shape, self.block, strict=True))
+        row_blocks, column_blocks = (np.arange(n) // b for n, b in zip(self.values.shape[:2], self.block, strict=True))
         kept[np.ix_(rows, columns)] = blocks[np.ix_(row_blocks, column_blocks)]
         return kept
 
@@ -277,7 +279,7 @@ def axis_lengths(matrices: Sequence[BlockMatrix]) -> list[int]:
     """Length of each axis. Raises ValueError when matrices disagree, or an axis has none."""
     lengths: dict[int, int] = {}
     for number, matrix in enumerate(matrices):
-        for axis, length in zip(matrix.axes, matrix.values.shape, strict=True):
+        for axis, length in zip(matrix.axes, matrix.values.shape[:2], strict=True):
             if lengths.setdefault(axis, length) != length:
                 raise ValueError(
                     f"Expected axis {axis} of length {lengths[axis]} in every matrix. Got {length} in matrix {number}. "
@@ -401,7 +403,9 @@ class _Run:
         selections = tuple(m.selection(orders, kept) for m, kept in zip(self.matrices, blocks, strict=True))
         kept = [m.values[chosen].tolist() for m, chosen in zip(self.matrices, selections, strict=True)]
         objective = math.fsum(value for part in kept for value in part)
-        bound = math.fsum(permuted_bound(m.values, m.block, m.keep, m.balanced) for m in self.matrices)
+        bound = math.fsum(
+            permuted_bound(m.values.reshape(len(m.values), -1), m.block, m.keep, m.balanced) for m in self.matrices
+        )
         total = math.fsum(total_value(m.values) for m in self.matrices)
         bound = max(bound, objective)
         gap = relative_gap(objective, bound, total)
@@ -428,6 +432,6 @@ def is_permuted_blocks(matrix: BlockMatrix, orders: Orders, selection: ArrayLike
     ones = np.ones(matrix.values.shape)
     sizes = _sums(_sums(ones, matrix.block[0], 0), matrix.block[1], 1)
     whole = filled == sizes
-    per_row = whole.sum(axis=1)
+    per_row = whole.reshape(len(whole), -1).sum(axis=1)
     even = not matrix.balanced or bool(np.all(per_row == per_row[0]))
     return bool(np.all(whole | (filled == 0))) and int(per_row.sum()) == matrix.keep and even

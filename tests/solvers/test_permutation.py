@@ -36,9 +36,15 @@ def random_matrix(seed: int, largest: int = 12) -> BlockMatrix:
     return BlockMatrix(values, block, keep, balanced=balanced)
 
 
+def with_taps(matrix: BlockMatrix, taps: int) -> BlockMatrix:
+    """Return a matrix of this size and these blocks for each tap, which keeps as many blocks of each on average."""
+    values = np.random.default_rng(0).lognormal(size=(*matrix.values.shape, taps))
+    return BlockMatrix(values, matrix.block, matrix.keep * taps, balanced=matrix.balanced)
+
+
 def check(matrix: BlockMatrix, result: PermutedResult) -> None:
     """Orders permute, blocks are whole, the objective is the mask's value, the bound beyond it, no turn lost."""
-    for order, length in zip(result.orders, matrix.values.shape, strict=True):
+    for order, length in zip(result.orders, matrix.values.shape[:2], strict=True):
         assert np.array_equal(np.sort(order), np.arange(length))
     (selection,) = result.selections
     assert is_permuted_blocks(matrix, result.orders, selection)
@@ -52,8 +58,9 @@ def check(matrix: BlockMatrix, result: PermutedResult) -> None:
 @settings(max_examples=150, deadline=None)
 @given(SEEDS)
 def test_every_answer_keeps_the_laws(seed: int) -> None:
-    """With either step, on matrices of any shape."""
+    """With either step, on matrices of any shape, of one or several taps."""
     matrix = random_matrix(seed)
+    matrix = with_taps(matrix, 1 + seed % 3) if seed % 2 else matrix
     for step in (assignment_step, swap_step):
         result = PermutedBlocks(step=step, restarts=1, kicks=2, seed=seed).solve(matrix)
         check(matrix, result)
@@ -116,6 +123,16 @@ def test_planted_blocks_are_found(block: int) -> None:
     found, drawn = PermutedBlocks(restarts=20).solve(matrix), PermutedBlocks(restarts=200, turns=0).solve(matrix)
     assert (found.objective - given_value) / room >= 0.95
     assert (drawn.objective - given_value) / room <= 0.20
+
+
+def test_one_tap_is_a_matrix() -> None:
+    """The same orders and blocks are found."""
+    matrix = random_matrix(5)
+    tapped = BlockMatrix(matrix.values[:, :, None], matrix.block, matrix.keep, balanced=matrix.balanced)
+    plain, found = (PermutedBlocks(restarts=2).solve(each) for each in (matrix, tapped))
+    assert all(np.array_equal(a, b) for a, b in zip(plain.orders, found.orders, strict=True))
+    assert np.array_equal(plain.selections[0], found.selections[0][:, :, 0])
+    assert found.bound == plain.bound
 
 
 def test_shared_axes_move_together() -> None:
