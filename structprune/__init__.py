@@ -1,7 +1,7 @@
 """structprune keeps the most valuable structures of a network that fit a budget and proves how good the choice is."""
 
 from structprune.budget import Budget
-from structprune.compile import Compiled, compile, masked
+from structprune.compile import Compiled, compile, masked, packed
 from structprune.criteria import BNScale, Fisher, LayerReconstruction, Magnitude, Random, Scores, Taylor
 from structprune.errors import CompileError, FileFormatError, InfeasibleBudgetError, TraceError
 from structprune.finetune import FineTune
@@ -40,6 +40,7 @@ __all__ = [
     "load",
     "masked",
     "nm",
+    "packed",
     "pruning_limit",
     "solve",
 ]

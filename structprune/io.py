@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from structprune.axes import Example
 from structprune.axes.rewrite import GraphModel
+from structprune.compile.packing import pack_linear, packed_layers
 from structprune.compile.sparse import channels_innermost
 from structprune.errors import FileFormatError
 from structprune.report import Report
@@ -67,6 +68,7 @@ def save(
         }
         if built_as == "block-sparse":
             structure["sparse"] = sparse_records(model)
+            structure["packed"] = list(packed_layers(model))
         if built_as == "graph":
             _export(model, example, work / "program.pt2")
             structure["program_sha256"] = _digest(work / "program.pt2")
@@ -183,6 +185,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         )
     tensors = _weights(path, structure)
     clone = with_sparse_layers(copy.deepcopy(model).eval(), structure.get("sparse", {}), tensors)
+    clone = pack_linear(clone, structure.get("packed", []))
     named = named_tensors(clone)
     names = {**{name: name for name in structure["tensors"]}, **structure["aliases"]}
     _check_architecture(clone, named, {name: tensors[source] for name, source in names.items()}, structure)

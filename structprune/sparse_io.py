@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from structprune.compile.fuse import Fusion, applied, fused
 from structprune.compile.sparse import replaced, sparse_layers
 from structprune.errors import FileFormatError
 from structprune.layers import (
@@ -26,19 +27,24 @@ from structprune.layers import (
     BlockSparseLinear,
     GroupedColumns,
 )
+from structprune.layers.activation import as_activation
 
 __all__ = ["sparse_records", "with_sparse_layers"]
 
 BACKENDS: tuple[Backend, ...] = (CPU_JIT, CUDA_TRITON, ROWLOOP, DENSE, DENSE_ONEDNN)
 FIELDS = {"height": int, "width": int, "backend": str}
+FUSED = {"activation": str, "applied": str}  # of layers that apply the activation of a module behind them
 
 
 def sparse_records(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Return, by name, what the tensors of block-sparse layers do not tell: block sizes and who computes."""
-    return {
+    records: dict[str, dict[str, Any]] = {
         name: {"height": layer.values.shape[1], "width": layer.width, "backend": layer.backend.name}
         for name, layer in sparse_layers(model).items()
     }
+    for fusion in applied(model):
+        records[fusion.layer] |= {"activation": fusion.activation, "applied": fusion.module}
+    return records
 
 
 def with_sparse_layers(
@@ -73,7 +79,8 @@ def with_sparse_layers(
                 "Make the model as it was made for solve."
             )
         model = replaced(model, name, sparse_layer(name, module, record, tensors))
-    return model
+    taken = {name: record for name, record in records.items() if record.keys() & FUSED.keys()}
+    return fused(model, [Fusion(name, one["applied"], as_activation(one["activation"])) for name, one in taken.items()])
 
 
 def sparse_layer(
@@ -81,7 +88,8 @@ def sparse_layer(
 ) -> nn.Module:
     """Return the block-sparse layer of one record, in evaluation mode."""
     prefix = f"{name}." if name else ""
-    wrong = [field for field, kind in FIELDS.items() if not isinstance(record.get(field), kind)]
+    fields = FIELDS | (FUSED if record.keys() & FUSED.keys() else {})
+    wrong = [field for field, kind in fields.items() if not isinstance(record.get(field), kind)]
     wrong += [part for part in ("columns", "starts") if prefix + part not in tensors]
     if wrong:
         raise FileFormatError(

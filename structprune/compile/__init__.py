@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from structprune.axes import Example, as_example
 from structprune.axes.graph import run
 from structprune.axes.rewrite import GraphModel, rewrite
+from structprune.compile.fuse import fused, fusion_notes, plan_fusions
 from structprune.compile.module import repair_attributes, shrink_tensors
+from structprune.compile.packing import pack_linear, packed, plan_packing
 from structprune.compile.proof import Proof, difference, tensors
 from structprune.compile.sparse import plan_sparse
 from structprune.errors import CompileError
 from structprune.layers.tune import Tuned
 from structprune.structures import Structures
 
-__all__ = ["Compiled", "compile", "masked"]
+__all__ = ["Compiled", "compile", "masked", "packed"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def compile(
 
     Blocks of 16, 32, 64, 128 or 256 outputs (or multiples of 16) become block-sparse layers wherever these are
     measured to be faster than the best dense layer on this machine; whatever else lies inside a weight becomes zeros.
+    Block-sparse layers take the activation module behind them into their kernel, and linear layers that stay dense in
+    such a network become :class:`~structprune.layers.packed_linear.PackedLinear`, each where measured not to be slower.
 
     Parameters
     ----------
@@ -158,11 +162,20 @@ def _with_blocks(
     plan = plan_sparse(reference, structures, selection, timing, cache=cache)
     notes = plan.notes()
     if plan.layers:
+        graph = structures.labelled.graph if structures.labelled is not None else None
+        fusions = plan_fusions(reference, plan, graph, example, timing, cache=cache)
+        sparse_names = [candidate.name for candidate, _ in plan.layers]
+        packing = plan_packing(reference, timing, leave=sparse_names, cache=cache)
+
+        def build(network: nn.Module) -> nn.Module:
+            return pack_linear(fused(plan.build(network), fusions), packing.names)
+
         try:
-            sparse, error, rounding = Proof(reference, structures, selection, example, wanted).accept(plan.build)
+            sparse, error, rounding = Proof(reference, structures, selection, example, wanted).accept(build)
         except Exception as problem:  # whatever the network's own Python raises; the masked network stands
             notes = (f"block-sparse layers cannot be put in: {type(problem).__name__}: {_first_line(problem)}", *notes)
         else:
+            notes += (*fusion_notes(fusions), *packing.notes())
             # The trial in float64 proves the patterns; the kernels' own error is that on the example.
             return Compiled(sparse, "block-sparse", max(error, rounding), effect, notes, rounding, plan.tuned)
     return Compiled(reference, "masked", 0.0, effect, (_zeros(structures), *notes), 0.0, plan.tuned)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "Activation", "activate", "as_activation"]
+__all__ = ["ACTIVATIONS", "Activation", "activate", "activation_of", "as_activation"]
 
 Activation = Literal["none", "relu", "gelu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -26,3 +26,10 @@ def activate(y: Tensor, activation: Activation) -> Tensor:
     if activation == "relu":
         return F.relu(y)
     return F.gelu(y) if activation == "gelu" else y
+
+
+def activation_of(module: nn.Module) -> Activation:
+    """Return the activation that a module computes, "none" for one of another class or another gelu."""
+    if type(module) is nn.ReLU:
+        return "relu"
+    return "gelu" if type(module) is nn.GELU and module.approximate == "none" else "none"

@@ -9,6 +9,8 @@ machine does not decide.
 
 from __future__ import annotations
 
+import copy
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,22 +25,25 @@ from torch import Tensor, nn
 
 from structprune.latency.cache import Cache, default_folder
 from structprune.latency.timing import interleaved
+from structprune.layers.activation import Activation
 from structprune.layers.backend import Backend
 from structprune.layers.conv import BlockSparseConv2d
 from structprune.layers.jit_backend import CPU_JIT
 from structprune.layers.linear import BlockSparseLinear
 from structprune.layers.onednn import multiplies, packed_linear, packed_weight
+from structprune.layers.packed_linear import PackedLinear
 from structprune.layers.rowloop import ROWLOOP
 from structprune.layers.triton_backend import CUDA_TRITON
 from structprune.layers.tune_key import key_of
 
-__all__ = ["BACKENDS", "BlockSparse", "Call", "Timed", "Tuned", "tune"]
+__all__ = ["BACKENDS", "BlockSparse", "Call", "Timed", "Tuned", "time_fused", "time_packed", "tune"]
 
 BACKENDS: tuple[Backend, ...] = (CPU_JIT, CUDA_TRITON, ROWLOOP)
 MARGIN = 0.95  # a sparse layer must take less than this share of the best dense layer's time
 ROUNDS = 11
 SAMPLE_NS = 1_000_000  # short calls are repeated inside a sample
 HOPELESS = 3.0  # times the quickest first look: what is slower than that is not timed further
+FIELDS = ("median_ns", "first_ns", "second_ns")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 BlockSparse = BlockSparseLinear | BlockSparseConv2d
@@ -187,6 +192,73 @@ def tune(
     return Tuned(name, what, sparse[winner][0] if pays else None, winner, found.median_ns / best, medians, notes)
 
 
+def time_fused(
+    layer: BlockSparse,
+    behind: nn.Module,
+    activation: Activation,
+    calls: Sequence[Call],
+    *,
+    rounds: int = ROUNDS,
+    cache: Folder | Literal[False] | None = None,
+) -> float:
+    """Return the time of a layer that applies its activation as a share of the time of the layer and ``behind``.
+
+    Parameters
+    ----------
+    layer
+        A block-sparse layer without an activation; it is given one.
+    behind
+        The activation's module.
+    activation
+        Which it is.
+    calls, rounds, cache
+        As in :func:`tune`.
+    """
+    device = calls[0].device
+    generator = torch.Generator().manual_seed(0)
+    inputs = [call.tensor(generator) for call in calls]
+    apart, together = copy.copy(layer), copy.copy(layer)
+    together.activation = activation
+
+    def both(x: Tensor) -> Tensor:
+        return behind(apart(x))
+
+    with torch.no_grad(), one_thread(device):
+        key = f"{key_of(together, calls)[0]}; {layer.backend.name}; {behind!r}"
+        timed = measured(
+            {"apart": repeated(both, inputs), "fused": repeated(together, inputs)}, device, rounds, key, cache
+        )
+    return timed["fused"].median_ns / timed["apart"].median_ns
+
+
+def time_packed(
+    dense: nn.Linear, calls: Sequence[Call], *, rounds: int = ROUNDS, cache: Folder | Literal[False] | None = None
+) -> tuple[float, bool]:
+    """Return the time of oneDNN's packed product as a share of ``F.linear``'s, and whether it wins.
+
+    It wins with less than ``MARGIN`` of the time in the whole and in each half of the rounds.
+
+    Parameters
+    ----------
+    dense
+        The layer, in evaluation mode.
+    calls, rounds, cache
+        As in :func:`tune`. Where oneDNN cannot multiply the inputs the share is infinite.
+    """
+    generator = torch.Generator().manual_seed(0)
+    inputs = [call.tensor(generator) for call in calls]
+    if not all(multiplies(x) for x in inputs):
+        return float("inf"), False
+    plain, fast = dense, PackedLinear.from_linear(dense)
+    facts = [[list(call.shape), list(call.stride), str(call.dtype)] for call in calls]
+    key = f"packed {dense.extra_repr()}, {dense.weight.dtype}, {json.dumps(facts)}"
+    with torch.no_grad(), one_thread(inputs[0].device):
+        forms = {"dense": repeated(plain, inputs), "dense-onednn": repeated(fast, inputs)}
+        timed = measured(forms, inputs[0].device, rounds, key, cache)
+    shares = [getattr(timed["dense-onednn"], part) / getattr(timed["dense"], part) for part in FIELDS]
+    return shares[0], max(shares) < MARGIN
+
+
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
     """Compute on one thread, whose time is then the layer's; the number of threads is put back."""
@@ -273,13 +345,12 @@ def measured(
     """Time the calls, or read what was measured of the same layer before; all from one source."""
     cache = None if folder is False else Cache(default_folder() if folder is None else folder, device)
     known = cache.read() if cache is not None else {}
-    fields = ("median_ns", "first_ns", "second_ns")
-    names = {name: [f"{key}; {rounds} rounds; {name}; {field}" for field in fields] for name in calls}
+    names = {name: [f"{key}; {rounds} rounds; {name}; {field}" for field in FIELDS] for name in calls}
     if all(entry in known for entries in names.values() for entry in entries):
         return {name: Timed(*(known[entry] for entry in entries)) for name, entries in names.items()}
     found = time_calls(calls, device, rounds)
     if cache is not None:
-        cache.add({entry: getattr(found[n], f) for n in names for entry, f in zip(names[n], fields, strict=True)})
+        cache.add({entry: getattr(found[n], f) for n in names for entry, f in zip(names[n], FIELDS, strict=True)})
     return found
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from structprune import Budget, blocks, channels, load, masked, solve
-from structprune.compile import compile, sparse
+from structprune.compile import compile, fuse, packing, sparse
 from structprune.compile.sparse import sparse_layers
 from structprune.errors import FileFormatError
 from structprune.finetune import FineTune
@@ -43,6 +43,8 @@ def pays(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
             return Tuned(name, "", backend if chosen else None, backend.name, found[backend.name], found, notes)
 
         monkeypatch.setattr(sparse, "tune", tune)
+        monkeypatch.setattr(fuse, "time_fused", lambda *_, **__: 1.0)
+        monkeypatch.setattr(packing, "time_packed", lambda *_, **__: (1.0, False))
 
     return choose
 
