@@ -297,22 +297,22 @@ def channels(
     return Structures("channels", tuple(axes), shapes, tuple(pinned), labelled, tuple(found))
 
 
-def _patterns(model: nn.Module, keep_whole: Iterable[str | nn.Module]) -> list[str]:
+def _patterns(model: nn.Module, given: Iterable[str | nn.Module], argument: str = "keep_whole") -> list[str]:
     names = {module: name for name, module in model.named_modules()}
     tensors = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
     patterns: list[str] = []
-    for item in [keep_whole] if isinstance(keep_whole, (str, nn.Module)) else keep_whole:
+    for item in [given] if isinstance(given, (str, nn.Module)) else given:
         if isinstance(item, nn.Module):
             if item not in names:
                 raise ValueError(
-                    f"Expected keep_whole to hold modules of the model. Got a foreign {type(item).__name__}. "
+                    f"Expected {argument} to hold modules of the model. Got a foreign {type(item).__name__}. "
                     "Pass model.get_submodule(name) or the name itself."
                 )
             item = names[item] or "*"
         matching = [pattern for pattern in (item, f"{item}.*") if fnmatch.filter(tensors, pattern)]
         if not matching:
             raise ValueError(
-                f"Expected keep_whole to match a parameter or module. Got {item!r}, which matches none. "
+                f"Expected {argument} to match a parameter or module. Got {item!r}, which matches none. "
                 f"Names look like {tensors[:3]}."
             )
         patterns.extend(matching)
@@ -350,6 +350,27 @@ def _weights(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+def block_weights(model: nn.Module, layers: Iterable[str | nn.Module] | None = None) -> list[tuple[str, Tensor]]:
+    """Distinct weights of linear layers and convolutions, by name: all, or those of modules or patterns of names.
+
+    Raises
+    ------
+    ValueError
+        If ``layers`` names something that is no part of the model, or holds no such weight.
+    """
+    weights = _weights(model, (nn.Linear, *CONVOLUTIONS))
+    if layers is None:
+        return weights
+    patterns = _patterns(model, layers, "layers")
+    chosen = [(name, weight) for name, weight in weights if any(fnmatch.fnmatch(name, p) for p in patterns)]
+    if not chosen:
+        raise ValueError(
+            f"Expected layers to match a linear layer or convolution. Got {patterns[0]!r}, which matches none. "
+            f"Names look like {[name.removesuffix('.weight') for name, _ in weights[:3]]}."
+        )
+    return chosen
+
+
 def _entry_structures(
     kind: str, model: nn.Module, weights: list[tuple[str, Tensor]], maps: list[Tensor], example: Any, keep_whole: Any
 ) -> Structures:
@@ -380,23 +401,55 @@ def blocks(
     *,
     example: Any = None,
     keep_whole: Iterable[str | nn.Module] = (),
+    layers: Iterable[str | nn.Module] | None = None,
+    orders: Mapping[str, np.ndarray] | None = None,
 ) -> Structures:
     """Tiles of ``shape`` (outputs, inputs) of every linear and convolution weight, tap by tap in convolutions.
 
     Sizes that do not divide give smaller tiles at the edge. With ``example`` the multiplications are known too.
+
+    Parameters
+    ----------
+    layers
+        Modules, or patterns of names, whose weights are cut into tiles; None for all.
+    orders
+        For modules by name, an order of the outputs ``(outputs,)``: with ``h`` outputs to a tile, tile row ``i`` holds
+        the outputs ``order[i h : (i + 1) h]``, as ``arrange(model, ...).orders`` gives them.
+
+    Raises
+    ------
+    ValueError
+        If the shape is not one of tiles, names match nothing, or an order is no permutation of the outputs.
     """
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"Expected a block shape of two positive sizes. Got {shape}. Use for instance (16, 16).")
-    weights = _weights(model, (nn.Linear, *CONVOLUTIONS))
+    weights = block_weights(model, layers)
+    places = _places(weights, orders or {})
     maps = []
-    for _, weight in weights:
-        rows = torch.arange(weight.shape[0]) // shape[0]
+    for name, weight in weights:
+        rows = places[name] // shape[0]
         columns = torch.arange(weight.shape[1]) // shape[1]
         tile = rows[:, None] * int(columns[-1] + 1) + columns[None, :]
         taps = prod(weight.shape[2:])
         index = tile[:, :, None] * taps + torch.arange(taps)
         maps.append(index.reshape(weight.shape))
     return _entry_structures("blocks", model, weights, maps, example, keep_whole)
+
+
+def _places(weights: Sequence[tuple[str, Tensor]], orders: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """The stored row of every output of every weight, ``(outputs,)`` int64."""
+    places = {name: torch.arange(weight.shape[0]) for name, weight in weights}
+    for module, order in orders.items():
+        name = f"{module}.weight" if module else "weight"
+        order = np.asarray(order)
+        if name not in places or not np.array_equal(np.sort(order), np.arange(len(places[name]))):
+            wanted = f"each of 0 ... {len(places[name]) - 1} once" if name in places else "a layer that has tiles"
+            raise ValueError(
+                f"Expected in orders {wanted}. Got {module!r}: an array of shape {order.shape}. "
+                "Pass arrange(model, ...).orders with its model and the same layers."
+            )
+        places[name][torch.from_numpy(order.astype(np.int64))] = torch.arange(len(order))
+    return places
 
 
 def kernels(model: nn.Module, *, example: Any = None, keep_whole: Iterable[str | nn.Module] = ()) -> Structures:

@@ -47,19 +47,23 @@ class Candidate:
         Kept entries, of the weight's shape.
     height, width
         The pattern's blocks; each block of the structures is made of whole ones.
+    order
+        Output in each stored row, ``(outputs,)``, where blocks hold other than neighbouring outputs; else None.
     """
 
     name: str
     mask: Tensor
     height: int
     width: int
+    order: Tensor | None = None
 
     def build(self, module: nn.Module, backend: Backend) -> BlockSparseLinear | BlockSparseConv2d:
         """Return the block-sparse layer with the weights of the dense module."""
+        size = (self.mask, self.height, self.width)
         if isinstance(module, nn.Conv2d):
-            return BlockSparseConv2d.from_dense(module, self.mask, self.height, self.width, backend=backend)
+            return BlockSparseConv2d.from_dense(module, *size, order=self.order, backend=backend)
         assert isinstance(module, nn.Linear)
-        return BlockSparseLinear.from_dense(module, self.mask, self.height, self.width, backend=backend)
+        return BlockSparseLinear.from_dense(module, *size, order=self.order, backend=backend)
 
 
 @dataclass(frozen=True)
@@ -176,11 +180,11 @@ def find_candidates(
         name = tensor.rpartition(".")[0]
         module = modules[name]
         reason = unsuitable(module, len(names_of[tensor]))
-        size = None if reason else pattern_size(structures, tensor, mask, module)
-        if reason or size is None:
+        candidate = None if reason else fitting(name, module, mask, blocks_of(structures, tensor, mask.shape))
+        if candidate is None:
             refused[name] = reason or f"blocks of {' or '.join(map(str, HEIGHTS))} outputs can be faster, these cannot"
         else:
-            found.append(Candidate(name, mask, *size))
+            found.append(candidate)
     return found, refused
 
 
@@ -210,9 +214,22 @@ def unsuitable(module: nn.Module, names: int) -> str:
     return ""
 
 
-def pattern_size(structures: Structures, tensor: str, mask: Tensor, module: nn.Module) -> tuple[int, int] | None:
-    """Return the height and width of pattern blocks that hold exactly the kept entries, None if there are none."""
-    tall, wide = block_size(structures, tensor, mask.shape)
+def fitting(name: str, module: nn.Module, mask: Tensor, owner: Tensor) -> Candidate | None:
+    """Return the block-sparse form that holds exactly the kept entries, None if there is none.
+
+    Parameters
+    ----------
+    name, module
+        The layer.
+    mask
+        Kept entries, of the weight's shape.
+    owner
+        Number of the block that holds each entry of the first tap, ``(outputs, inputs)``.
+    """
+    order = torch.argsort(owner[:, 0], stable=True)  # blocks are numbered from the first stored row to the last
+    in_order = bool((order == torch.arange(len(order))).all())
+    stored = owner[order]
+    tall, wide = run_length(stored[:, 0]), run_length(stored[0])
     heights = [height for height in HEIGHTS if tall % height == 0]
     if tall == mask.shape[0] and not heights:  # one group holds all outputs
         heights = [height for height in HEIGHTS if height >= tall][:1]
@@ -222,19 +239,17 @@ def pattern_size(structures: Structures, tensor: str, mask: Tensor, module: nn.M
     widths = [width for width in WIDTHS if wide % width == 0 and (taps == 1 or columns % width == 0)]
     if not heights:
         return None
-    size = heights[-1], widths[-1]
-    pattern = Candidate("", mask, *size).build(module, ROWLOOP).pattern
-    return size if pattern.entries == int(mask.sum()) else None
+    candidate = Candidate(name, mask, heights[-1], widths[-1], None if in_order else order)
+    return candidate if candidate.build(module, ROWLOOP).pattern.entries == int(mask.sum()) else None
 
 
-def block_size(structures: Structures, tensor: str, shape: torch.Size) -> tuple[int, int]:
-    """Return the outputs and inputs of the first block of a weight."""
+def blocks_of(structures: Structures, tensor: str, shape: torch.Size) -> Tensor:
+    """Return the number of the block that holds each entry of the first tap of a weight, ``(outputs, inputs)``."""
     owner = torch.full(shape, -1, dtype=torch.int64)
     for axis in structures.axes:
         if isinstance(axis, EntryAxis) and axis.tensor == tensor:
             owner = torch.where(axis.index >= 0, axis.index + axis.start, owner)
-    plane = owner.flatten(2)[:, :, 0] if owner.ndim > 2 else owner
-    return run_length(plane[:, 0]), run_length(plane[0])
+    return owner.flatten(2)[:, :, 0] if owner.ndim > 2 else owner
 
 
 def run_length(values: Tensor) -> int:
