@@ -1,5 +1,6 @@
 """structprune keeps the most valuable structures of a network that fit a budget and proves how good the choice is."""
 
+from structprune.arrange import Arrangement, arrange
 from structprune.budget import Budget
 from structprune.compile import Compiled, compile, masked, packed
 from structprune.criteria import BNScale, Fisher, LayerReconstruction, Magnitude, Random, Scores, Taylor
@@ -13,6 +14,7 @@ from structprune.solve import Method, Solver, solve
 from structprune.structures import Structures, blocks, channels, kernels, nm
 
 __all__ = [
+    "Arrangement",
     "BNScale",
     "Budget",
     "CompileError",
@@ -33,6 +35,7 @@ __all__ = [
     "Structures",
     "Taylor",
     "TraceError",
+    "arrange",
     "blocks",
     "channels",
     "compile",

@@ -51,6 +51,7 @@ LAYERS = {
     "structprune.regularizers": 5,
     "structprune.layers": 5,
     "structprune.problem": 6,
+    "structprune.arrange": 6,
     "structprune.compile": 6,
     "structprune.limit": 6,
     "structprune.batch_norm": 6,
