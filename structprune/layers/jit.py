@@ -12,12 +12,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from structprune.layers.jit_call import Indices, Prepared
-from structprune.layers.jit_engine import available
-from structprune.layers.jit_key import Isa, Storage
+from structprune.layers.jit_call import Indices, Prepared, deal_product, threads_for
+from structprune.layers.jit_engine import Code, available
+from structprune.layers.jit_key import Isa, KernelKey, Storage
 from structprune.layers.jit_lists import HEIGHTS, checked_lists, known_lists
 
-__all__ = ["HEIGHTS", "available", "grouped_conv2d", "grouped_linear"]
+__all__ = ["HEIGHTS", "available", "corners", "grouped_conv2d", "grouped_linear", "row_bases"]
 
 
 def grouped_linear(
@@ -109,9 +109,9 @@ def _prepared_linear(
     request = (x.shape, x.stride(), dtype, values.shape, values.dtype, outputs, activation, isa, threads, changed)
     call = lists.prepared(request)
     if call is None:
-        bases = _row_bases(tokens, x.stride(0) if tokens > 1 else inputs)
+        bases = row_bases(tokens, x.stride(0) if tokens > 1 else inputs)
         indices = Indices(columns, starts, order, bases)
-        call = Prepared(code, key, indices, (tokens, outputs), dtype, max(1, inputs), values.numel())
+        call = _product(code, key, indices, max(1, inputs), values.numel(), (tokens, outputs), dtype)
         lists.keep(request, call)
     return x, call
 
@@ -174,14 +174,30 @@ def grouped_conv2d(
     call = lists.prepared(request)
     if call is None:
         size = ((high - kernel[0]) // stride[0] + 1, (wide - kernel[1]) // stride[1] + 1)
-        bases = _corners(number, high, wide, channels, size, stride)
+        bases = corners(number, high, wide, channels, size, stride)
         indices = Indices(lists.offsets(columns, kernel[1], channels, wide), starts, order, bases)
         numbers = channels * stride[0] * stride[1]
-        call = Prepared(code, key, indices, (number, *size, outputs), dtype, numbers, values.numel())
+        call = _product(code, key, indices, numbers, values.numel(), (number, *size, outputs), dtype)
         lists.keep(request, call)
     if out is not None:
         _check_result(out, call)
     return call(image.float() if key.storage is Storage.WIDENED else image, values, bias, out)
+
+
+def _product(
+    code: Code,
+    key: KernelKey,
+    indices: Indices,
+    numbers: int,
+    entries: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> Prepared:
+    """Return a product to be called, of ``entries`` values; one more token takes ``numbers`` activations of cache."""
+    token_bytes = numbers * (4 if key.storage.activation == "float" else 2)
+    threads = threads_for(indices.tokens * entries)
+    deal = deal_product(indices.tokens, indices.groups, key.tokens, token_bytes, threads)
+    return Prepared(code, deal, indices, token_bytes, shape, dtype)
 
 
 def _check_result(out: Tensor, call: Prepared) -> None:
@@ -194,15 +210,13 @@ def _check_result(out: Tensor, call: Prepared) -> None:
 
 
 @lru_cache(maxsize=64)
-def _row_bases(tokens: int, stride: int) -> Tensor:
+def row_bases(tokens: int, stride: int) -> Tensor:
     """First element of each row, ``(tokens,)`` int64."""
     return torch.arange(tokens) * stride
 
 
 @lru_cache(maxsize=64)
-def _corners(
-    number: int, high: int, wide: int, channels: int, size: tuple[int, int], stride: tuple[int, int]
-) -> Tensor:
+def corners(number: int, high: int, wide: int, channels: int, size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """First element of each window of an image ``(number, high, wide, channels)``, ``(number * Ho * Wo,)`` int64."""
     image = torch.arange(number).view(-1, 1, 1) * high
     down = torch.arange(size[0]).view(1, -1, 1) * stride[0]

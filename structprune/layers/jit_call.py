@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from structprune.layers.jit_engine import Code, run
-from structprune.layers.jit_key import Field, KernelKey
+from structprune.layers.jit_gradient_ir import MOST_TOKENS
+from structprune.layers.jit_key import Field
 
-__all__ = ["Indices", "Prepared"]
+__all__ = ["Deal", "Indices", "Prepared", "deal_gradient", "deal_product", "threads_for"]
 
 PANEL_BYTES = 384 << 10  # activations of one panel: with the values of a group they share a second-level cache
 LEAST_WORK = 1 << 19  # multiply-adds below which waking other threads costs more than they save
 TASKS_PER_THREAD = 4
+LEAST_PANEL = 16  # tokens of a gradient's panel: fewer, and its sums are read and written too often
 
 
 @dataclass(frozen=True)
@@ -44,49 +46,68 @@ class Indices:
     order: Tensor | None
     bases: Tensor
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return self.bases.shape[0]
+
+    @property
+    def groups(self) -> int:
+        """Number of groups ``R``."""
+        return self.starts.shape[0] - 1
+
+
+@dataclass(frozen=True)
+class Deal:
+    """How work is dealt to threads: tasks of ``panel`` tokens times ``chunk`` groups, or of all tokens times those.
+
+    Attributes
+    ----------
+    threads
+        How many take part.
+    panel, chunk
+        Tokens that are gone over with each group, and groups of a task.
+    tasks, chunks
+        Their numbers.
+    """
+
+    threads: int
+    panel: int
+    chunk: int
+    tasks: int
+    chunks: int
+
 
 class Prepared:
-    """A call of one kernel by as many threads as torch uses now, where the work is worth waking them.
+    """A call of one kernel.
 
     Parameters
     ----------
-    code, key
+    code
         The kernel.
+    deal
+        Who does what.
     indices
         Checked lists; the caller sees to it that those of the weight live and stay as they are while this is used.
+    token_bytes
+        Bytes of activations that one more token of a panel takes of the cache.
     shape, dtype
-        Of the result, whose last dimension is the outputs.
-    numbers
-        Activations that one more token of a panel takes of the cache.
-    entries
-        Number of values.
+        Of the outputs, the last dimension of which is that of the layer.
     """
 
     __slots__ = ("_address", "_bases", "_code", "_fields", "_like", "_outputs", "_threads", "dtype", "shape")
 
     def __init__(
-        self,
-        code: Code,
-        key: KernelKey,
-        indices: Indices,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        numbers: int,
-        entries: int,
+        self, code: Code, deal: Deal, indices: Indices, token_bytes: int, shape: tuple[int, ...], dtype: torch.dtype
     ) -> None:
-        tokens, groups, outputs = indices.bases.numel(), indices.starts.numel() - 1, shape[-1]
-        token_bytes = numbers * (4 if key.storage.activation == "float" else 2)
-        self._threads = torch.get_num_threads() if tokens * entries > LEAST_WORK else 1
-        panel, chunk = shares(max(1, tokens), groups, key.tokens, token_bytes, self._threads)
-        chunks = -(-groups // chunk)
         order = 0 if indices.order is None else indices.order.data_ptr()
         self._fields = array("q", (
-            0, -(-tokens // panel) * chunks, chunks, chunk, panel, tokens, groups, outputs,
+            0, deal.tasks, deal.chunks, deal.chunk, deal.panel, indices.tokens, indices.groups, shape[-1],
             0, 0, indices.columns.data_ptr(), indices.starts.data_ptr(), order, 0, 0, indices.bases.data_ptr(),
             token_bytes,
         ))  # fmt: skip
         self._address, _ = self._fields.buffer_info()
-        self._code, self._bases, self._outputs = code, indices.bases, outputs
+        self._code, self._bases, self._outputs, self._threads = code, indices.bases, shape[-1], deal.threads
         self.shape, self.dtype = shape, dtype
         # `empty_like` of one number in this shape is a third faster than `empty` with a type, and takes no memory.
         self._like = torch.empty(1, dtype=dtype).expand(shape)
@@ -116,14 +137,28 @@ class Prepared:
         return out
 
 
+def threads_for(work: int) -> int:
+    """Return how many threads to use for so many multiply-adds."""
+    return torch.get_num_threads() if work > LEAST_WORK else 1
+
+
 @lru_cache(maxsize=256)
-def shares(tokens: int, groups: int, tile: int, token_bytes: int, threads: int) -> tuple[int, int]:
-    """Return the tokens of a panel and the groups of a chunk: the work is dealt in panels times chunks."""
+def deal_product(tokens: int, groups: int, tile: int, token_bytes: int, threads: int) -> Deal:
+    """Deal a product in panels of tokens, whole tiles of them, times chunks of groups."""
     panel = max(1, PANEL_BYTES // token_bytes // tile) * tile
     if threads > 1:
         panel = min(panel, -(-tokens // threads // tile) * tile)
     panel = max(1, min(panel, tokens))
-    if threads == 1:
-        return panel, groups
     panels = -(-tokens // panel)
-    return panel, max(1, groups // -(-TASKS_PER_THREAD * threads // panels))
+    chunk = groups if threads == 1 else max(1, groups // -(-TASKS_PER_THREAD * threads // max(1, panels)))
+    chunks = -(-groups // chunk)
+    return Deal(threads, panel, chunk, panels * chunks, chunks)
+
+
+@lru_cache(maxsize=256)
+def deal_gradient(groups: int, token_bytes: int, threads: int) -> Deal:
+    """Deal the gradient of the values in chunks of groups, each over all tokens, a panel after the other."""
+    panel = max(LEAST_PANEL, min(MOST_TOKENS, PANEL_BYTES // token_bytes))
+    chunk = groups if threads == 1 else max(1, groups // (TASKS_PER_THREAD * threads))
+    chunks = -(-groups // chunk)
+    return Deal(threads, panel, chunk, chunks, chunks)

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from structprune.layers.jit_gradient_ir import gradient_ir
 from structprune.layers.jit_ir import kernel_ir
-from structprune.layers.jit_key import Isa, KernelKey
+from structprune.layers.jit_key import GradientKey, Isa, KernelKey
 
 __all__ = ["Code", "Function", "available", "compiled", "has_bfloat16", "isa_of_this_machine", "run"]
 
@@ -35,7 +36,7 @@ class Code(NamedTuple):
         Takes an array laid out as `Field` and works until no task is left.
     alone
         Takes such an array, which it leaves as it is, and the addresses of activations, values, bias (or 0) and
-        result, and does all tasks.
+        outputs, and does all tasks.
     """
 
     worker: Function
@@ -88,10 +89,10 @@ def _feature(name: str) -> bool:
     return bool(_features().get(name, False))
 
 
-_engines: dict[KernelKey, tuple[Any, Code]] = {}
+_engines: dict[KernelKey | GradientKey, tuple[Any, Code]] = {}
 
 
-def compiled(key: KernelKey) -> Code:
+def compiled(key: KernelKey | GradientKey) -> Code:
     """Return the machine code of one key; it is made once per process.
 
     Raises
@@ -108,7 +109,7 @@ def compiled(key: KernelKey) -> Code:
     return known[1]
 
 
-def _compile(key: KernelKey) -> tuple[Any, Code]:
+def _compile(key: KernelKey | GradientKey) -> tuple[Any, Code]:
     reason = available()
     if reason:
         raise RuntimeError(f"Expected a machine for the cpu-jit kernels. {reason} Choose another backend.")
@@ -117,7 +118,7 @@ def _compile(key: KernelKey) -> tuple[Any, Code]:
     import llvmlite.binding as llvm
 
     machine = _target_machine(key.isa)
-    module = llvm.parse_assembly(kernel_ir(key))
+    module = llvm.parse_assembly(text_of(key))
     module.verify()
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
@@ -125,6 +126,11 @@ def _compile(key: KernelKey) -> tuple[Any, Code]:
     worker = ctypes.CFUNCTYPE(None, pointer)(engine.get_function_address("worker"))
     alone = ctypes.CFUNCTYPE(None, *[pointer] * 5)(engine.get_function_address("alone"))
     return engine, Code(worker, alone)
+
+
+def text_of(key: KernelKey | GradientKey) -> str:
+    """Return the kernel as LLVM IR."""
+    return kernel_ir(key) if isinstance(key, KernelKey) else gradient_ir(key)
 
 
 def _target_machine(isa: Isa) -> Any:
@@ -136,12 +142,12 @@ def _target_machine(isa: Isa) -> Any:
     return target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
 
 
-def assembly(key: KernelKey) -> str:
+def assembly(key: KernelKey | GradientKey) -> str:
     """Return the machine code of one key as assembly text, to look at or to test."""
     import llvmlite.binding as llvm
 
     _features()
-    return _target_machine(key.isa).emit_assembly(llvm.parse_assembly(kernel_ir(key)))
+    return _target_machine(key.isa).emit_assembly(llvm.parse_assembly(text_of(key)))
 
 
 def libraries_of_torch() -> list[Path]:

@@ -10,7 +10,7 @@ from structprune.layers.jit_key import Field, KernelKey, Storage
 from structprune.layers.jit_text import Text, Vector, rounded
 from structprune.layers.jit_tile import tile_ir
 
-__all__ = ["kernel_ir"]
+__all__ = ["alone_ir", "field_ir", "kernel_ir"]
 
 LINE = 64  # bytes of a cache line
 
@@ -26,7 +26,7 @@ def kernel_ir(key: KernelKey) -> str:
     lanes = key.isa.lanes
     vector = f"<{lanes} x float>"
     parts = [tile_ir(key, tokens) for tokens in range(1, key.tokens + 1)]
-    parts += [_dispatch(key), _finish(key), _stored_bias(key), _tiles(key), _group(key), _worker(key), _alone()]
+    parts += [_dispatch(key), _finish(key), _stored_bias(key), _tiles(key), _group(key), _worker(key), alone_ir()]
     parts.append(f"@zeros = internal constant [{key.height} x float] zeroinitializer, align 64")
     parts += [f"declare {vector} @llvm.{f}.v{lanes}f32({vector})" for f in ("fabs", "rint")]
     parts += [f"declare {vector} @llvm.{f}.v{lanes}f32({vector}, {vector})" for f in ("minnum", "maximum")]
@@ -119,7 +119,8 @@ def _finish(key: KernelKey) -> str:
     return f"define internal void @finish({arguments}) {{\n" + "\n".join(text.lines) + "\n}"
 
 
-def _field(field: Field, kind: str = "i64") -> str:
+def field_ir(field: Field, kind: str = "i64") -> str:
+    """Read one field of `%arguments` into a name of its own."""
     name = field.name.lower()
     return (
         f"  %{name}_at = getelementptr i64, ptr %arguments, i64 {field.value}\n"
@@ -215,7 +216,7 @@ def _group(key: KernelKey) -> str:
     rows, height = key.rows, key.height
     element = key.storage.element
     pointers = (Field.VALUES, Field.COLUMNS, Field.STARTS, Field.ORDER, Field.BIAS, Field.OUT)
-    fields = "\n".join([_field(Field.OUTPUTS)] + [_field(f, "ptr") for f in pointers])
+    fields = "\n".join([field_ir(Field.OUTPUTS)] + [field_ir(f, "ptr") for f in pointers])
     always = "true" if key.activation == "gelu" or key.storage is not Storage.FLOAT else "false"
     return f"""define internal void @group(ptr %arguments, i64 %g, ptr %x, ptr %bases, i64 %token, i64 %tokens) {{
 entry:
@@ -280,7 +281,7 @@ def _worker(key: KernelKey) -> str:
         Field.TASKS, Field.CHUNKS, Field.CHUNK_GROUPS, Field.PANEL_TOKENS, Field.TOKENS, Field.GROUPS,
         Field.TOKEN_BYTES,
     )  # fmt: skip
-    fields = "\n".join([_field(f) for f in integers] + [_field(f, "ptr") for f in (Field.X, Field.BASES)])
+    fields = "\n".join([field_ir(f) for f in integers] + [field_ir(f, "ptr") for f in (Field.X, Field.BASES)])
     return f"""define void @worker(ptr %arguments) {{
 entry:
 {fields}
@@ -331,7 +332,7 @@ end:
 }}"""
 
 
-def _alone() -> str:
+def alone_ir() -> str:
     """Do every task in the calling thread. The array stays as it is: other threads may be at work with it too."""
     given = {Field.X: "%x", Field.VALUES: "%values", Field.BIAS: "%bias", Field.OUT: "%out"}
     text = Text()

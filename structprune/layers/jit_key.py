@@ -8,7 +8,7 @@ from functools import cached_property
 
 from structprune.layers.activation import Activation
 
-__all__ = ["Field", "Isa", "KernelKey", "Storage"]
+__all__ = ["Field", "GradientKey", "Isa", "KernelKey", "Storage"]
 
 
 class Isa(Enum):
@@ -51,7 +51,11 @@ class Storage(Enum):
 
 
 class Field(IntEnum):
-    """Places in the array of 64-bit integers that a worker receives."""
+    """Places in the array of 64-bit integers that a worker receives.
+
+    The gradient of the values is a product the other way round: it reads ``OUT``, the gradient of the outputs, and
+    writes to ``VALUES``.
+    """
 
     NEXT_TASK = 0
     TASKS = 1
@@ -96,7 +100,7 @@ class KernelKey:
     @cached_property
     def rows(self) -> int:
         """Rows of one register tile; a taller group takes several passes over its columns."""
-        return min(self.height, 4 * self.isa.lanes if self.isa is Isa.AVX512 else 2 * self.isa.lanes)
+        return tile_rows(self.height, self.isa)
 
     @cached_property
     def vectors(self) -> int:
@@ -105,10 +109,52 @@ class KernelKey:
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens of one register tile.
+        """Tokens of one register tile."""
+        return tile_width(self.rows, self.isa)
 
-        Sums, one column of values and one broadcast have to fit the vector registers; more than about 10 pointers to
-        tokens do not fit the general registers; and rows at multiples of 4 KB share the sets of a first-level cache
-        of 8 ways, so 8 tokens is the most.
-        """
-        return min((self.isa.registers - self.vectors - 1) // self.vectors, 8)
+
+@dataclass(frozen=True)
+class GradientKey:
+    """All that the code of the values' gradient depends on; everything is float32.
+
+    Parameters
+    ----------
+    height
+        Rows of one output group, G.
+    isa
+        Vector instructions.
+    """
+
+    height: int
+    isa: Isa
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of one register tile."""
+        return tile_rows(self.height, self.isa)
+
+    @cached_property
+    def vectors(self) -> int:
+        """Vectors in one column of the tile."""
+        return self.rows // self.isa.lanes
+
+    @cached_property
+    def columns(self) -> int:
+        """Columns of one register tile."""
+        return tile_width(self.rows, self.isa)
+
+
+def tile_rows(height: int, isa: Isa) -> int:
+    """Return the rows of a register tile of a group."""
+    return min(height, 4 * isa.lanes if isa is Isa.AVX512 else 2 * isa.lanes)
+
+
+def tile_width(rows: int, isa: Isa) -> int:
+    """Return how many tokens, or columns of a gradient, a register tile has.
+
+    Sums, one column of values and one broadcast have to fit the vector registers; more than about 10 pointers do not
+    fit the general registers; and rows at multiples of 4 KB share the sets of a first-level cache of 8 ways, so 8 is
+    the most.
+    """
+    vectors = rows // isa.lanes
+    return min((isa.registers - vectors - 1) // vectors, 8)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from structprune.layers.jit_key import KernelKey, Storage
 from structprune.layers.jit_text import Text
 
-__all__ = ["tile_ir"]
+__all__ = ["column_at", "spread", "tile_ir"]
 
 
 def _step(key: KernelKey, text: Text, at: str, rows: list[str], tile: list[str], last: bool = False) -> list[str]:
@@ -26,7 +26,7 @@ def _step(key: KernelKey, text: Text, at: str, rows: list[str], tile: list[str],
     weight = text.let(f"getelementptr {element}, ptr %values, i64 {start}")
     if key.storage.step == 2:
         return _pair_step(key, text, weight, at, rows, tile, last)
-    column = _column(text, at)
+    column = column_at(text, at)
     weights = []
     for v in range(vectors):
         place = text.let(f"getelementptr {element}, ptr {weight}, i64 {v * lanes}")
@@ -35,19 +35,20 @@ def _step(key: KernelKey, text: Text, at: str, rows: list[str], tile: list[str],
     result = []
     for t, row in enumerate(rows):
         place = text.let(f"getelementptr float, ptr {row}, i64 {column}")
-        spread = _spread(text, "float", text.let(f"load float, ptr {place}, align 4"), lanes)
+        number = spread(text, "float", text.let(f"load float, ptr {place}, align 4"), lanes)
         for v in range(vectors):
-            terms = f"{floats} {weights[v]}, {floats} {spread}, {floats} {tile[t * vectors + v]}"
+            terms = f"{floats} {weights[v]}, {floats} {number}, {floats} {tile[t * vectors + v]}"
             result.append(text.let(f"call {floats} @llvm.fma.v{lanes}f32({terms})"))
     return result
 
 
-def _column(text: Text, at: str) -> str:
+def column_at(text: Text, at: str) -> str:
+    """The column of that number, as a 64-bit integer."""
     index = text.let(f"getelementptr i32, ptr %columns, i64 {at}")
     return text.let(f"sext i32 {text.let(f'load i32, ptr {index}, align 4')} to i64")
 
 
-def _spread(text: Text, kind: str, scalar: str, lanes: int) -> str:
+def spread(text: Text, kind: str, scalar: str, lanes: int) -> str:
     """The number in every lane."""
     vector = f"<{lanes} x {kind}>"
     single = text.let(f"insertelement {vector} poison, {kind} {scalar}, i64 0")
@@ -83,9 +84,9 @@ def _pair_step(
         upper = "zeroinitializer" if last else row_pair[1]
         for order in ("low", "high"):
             weights.append(text.let(f"shufflevector {wide} {row_pair[0]}, {wide} {upper}, {_mask(_halves(order))}"))
-    first = _column(text, at)
+    first = column_at(text, at)
     loose = key.storage is Storage.LOOSE and not last
-    second = _column(text, text.let(f"add nuw nsw i64 {at}, 1")) if loose else ""
+    second = column_at(text, text.let(f"add nuw nsw i64 {at}, 1")) if loose else ""
     result = []
     for t, row in enumerate(rows):
         place = text.let(f"getelementptr bfloat, ptr {row}, i64 {first}")
@@ -97,7 +98,7 @@ def _pair_step(
             place = text.let(f"getelementptr bfloat, ptr {row}, i64 {second}")
             upper = text.let(f"zext i16 {text.let(f'load i16, ptr {place}, align 2')} to i32")
             scalar = text.let(f"or i32 {scalar}, {text.let(f'shl i32 {upper}, 16')}")
-        pair = text.let(f"bitcast <16 x i32> {_spread(text, 'i32', scalar, 16)} to {wide}")
+        pair = text.let(f"bitcast <16 x i32> {spread(text, 'i32', scalar, 16)} to {wide}")
         for v in range(vectors):
             terms = f"<16 x float> {tile[t * vectors + v]}, {wide} {weights[v]}, {wide} {pair}"
             result.append(text.let(f"call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512({terms})"))
