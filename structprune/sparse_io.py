@@ -1,7 +1,7 @@
 """What a saved network says of its block-sparse layers, and how they are put back into the dense network.
 
-Patterns are not described twice: the saved ``columns`` and ``starts`` of a layer are its pattern, and are checked as
-any pattern is.
+Patterns are not described twice: the saved ``columns``, ``starts`` and, where rows are reordered, ``order`` of a layer
+are its pattern, and are checked as any pattern is.
 """
 
 from __future__ import annotations
@@ -98,8 +98,9 @@ def sparse_layer(
         )
     outputs, inputs = module.weight.shape[0], module.weight[0].numel()
     columns, starts = (tensors[prefix + part].numpy().astype(np.int64) for part in ("columns", "starts"))
+    order = tensors[prefix + "order"].numpy().astype(np.int64) if prefix + "order" in tensors else None
     try:
-        pattern = GroupedColumns(outputs, inputs, record["height"], record["width"], columns, starts)
+        pattern = GroupedColumns(outputs, inputs, record["height"], record["width"], columns, starts, order)
     except ValueError as error:
         raise FileFormatError(
             f"Expected the pattern of {name!r} as it was saved, for {outputs} x {inputs}. Got one that does not "
@@ -107,8 +108,8 @@ def sparse_layer(
         ) from error
     size, backend = (record["height"], record["width"]), usable(name, record["backend"])
     if isinstance(module, nn.Conv2d):
-        return BlockSparseConv2d.from_dense(module, pattern.blocks(), *size, backend=backend).eval()
-    return BlockSparseLinear.from_dense(module, pattern.blocks(), *size, backend=backend).eval()
+        return BlockSparseConv2d.from_dense(module, pattern.blocks(), *size, order=order, backend=backend).eval()
+    return BlockSparseLinear.from_dense(module, pattern.blocks(), *size, order=order, backend=backend).eval()
 
 
 def usable(layer: str, name: str) -> Backend:
