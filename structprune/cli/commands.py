@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from structprune.arrange import arrange
 from structprune.budget import Budget
 from structprune.cli.arguments import (
     FACTORIES,
@@ -21,6 +22,7 @@ from structprune.cli.arguments import (
     add_wishes,
     added,
     budget,
+    pair,
     reference,
     whole,
 )
@@ -36,7 +38,7 @@ from structprune.io import check_free
 from structprune.progress import Phases
 from structprune.report import Report
 from structprune.solve import solve
-from structprune.structures import Structures, channels
+from structprune.structures import Structures, blocks, channels
 
 __all__ = ["main"]
 
@@ -73,7 +75,10 @@ examples:
       --budget macs=0.5,params=300k --finetune 2 --lr 0.01 --out small
   latency and the stem left alone, widths in multiples of eight:
     structprune solve --model mynet:make --data mynet:train --budget latency_ns=2ms \\
-      --keep-whole stem 'layer1.*' --multiple-of 8 --out small"""
+      --keep-whole stem 'layer1.*' --multiple-of 8 --out small
+  blocks of 64 outputs and one input in place of channels, after outputs that want the same inputs were put together:
+    structprune solve --model mynet:make --data mynet:train --budget density=0.25 \\
+      --blocks 64x1 --arrange --layers 'encoder.*' --out small"""
 
 INSPECT_EXAMPLES = f"""\
 {FACTORIES}
@@ -153,7 +158,9 @@ def run_solve(arguments: argparse.Namespace) -> int:
         rate = {} if arguments.lr is None else {"lr": arguments.lr}
         tune = FineTune(epochs=arguments.finetune, seed=arguments.seed, **rate)
     structures = None
-    if arguments.keep_whole or arguments.multiple_of > 1:
+    if arguments.blocks is not None:
+        model, structures = blocked(model, example, arguments)
+    elif arguments.keep_whole or arguments.multiple_of > 1:
         structures = traced(model, example, arguments)
     pruned = solve(
         model,
@@ -213,6 +220,30 @@ def traced(model: torch.nn.Module, example: Any, arguments: argparse.Namespace) 
         return channels(model, example, keep_whole=arguments.keep_whole, multiple_of=arguments.multiple_of)
 
 
+def blocked(model: torch.nn.Module, example: Any, arguments: argparse.Namespace) -> tuple[torch.nn.Module, Structures]:
+    """Return the network, reordered if that is wished, and its blocks."""
+    shape, given = arguments.blocks, {"example": example, "keep_whole": arguments.keep_whole}
+    structures = blocks(model, shape, layers=arguments.layers, **given)
+    if not arguments.arrange:
+        return model, structures
+    names = dict.fromkeys(tensor.removesuffix("weight").removesuffix(".") for tensor in tensors_of(structures))
+    arranged = arrange(
+        *(model, shape, arguments.budget.density),
+        example=example,
+        layers=[model.get_submodule(name) for name in names],
+        seed=arguments.seed,
+        progress=not arguments.quiet,
+    )
+    if not arguments.quiet:
+        Console().print(str(arranged), highlight=False, soft_wrap=True)
+    return arranged.model, blocks(arranged.model, shape, layers=arguments.layers, orders=arranged.orders, **given)
+
+
+def tensors_of(structures: Structures) -> list[str]:
+    """Return the names of the tensors that can lose something."""
+    return [tensor for axis in structures.axes for tensor in axis.tensors()]
+
+
 def criterion(name: str, seed: int) -> Criterion:
     """Return the criterion of a name, as it is without further options."""
     found: dict[str, Criterion] = {
@@ -250,6 +281,15 @@ def parser() -> argparse.ArgumentParser:
         help="caps on macs, params, bytes, latency_ns, with commas between them: 0.5 or 50%% is a fraction of the "
         "dense network, a whole number an amount, as in params=300k or latency_ns=2ms",
     )
+    command.add_argument(
+        "--blocks", type=pair("x", "64x1"), metavar="AxB", help="cut blocks of A outputs and B inputs, not channels"
+    )
+    command.add_argument("--layers", nargs="+", metavar="PATTERN", help="modules that --blocks cuts; default all")
+    command.add_argument(
+        "--arrange",
+        action="store_true",
+        help="reorder outputs first, so that --blocks keeps more at the density of --budget",
+    )
     command.add_argument("--validation", type=reference, metavar="PACKAGE:FACTORY", help="data to measure quality on")
     command.add_argument(
         "--loss", type=reference, metavar="PACKAGE:FUNCTION", help="loss(output, target), mean nats; else inferred"
@@ -286,6 +326,13 @@ def at_odds(arguments: argparse.Namespace) -> str | None:
         return "argument --lr: it is the learning rate of --finetune, which is missing"
     if given.get("finetune") is not None and given["data"] is None:
         return "argument --finetune: it needs --data to train on"
+    for option in ("layers", "arrange"):
+        if given.get(option) and given["blocks"] is None:
+            return f"argument --{option}: it belongs to --blocks, which is missing"
+    if given.get("blocks") is not None and given["multiple_of"] > 1:
+        return "argument --multiple-of: it is about channels, and --blocks are cut"
+    if given.get("arrange") and not isinstance(given["budget"].density, float):
+        return "argument --arrange: it needs a density as a fraction, as in --budget density=0.25"
     for option, kind in (("block", "blocks"), ("nm", "nm")):
         if given.get(option) is not None and given["structures"] != kind:
             return f"argument --{option}: it belongs to --structures {kind}, which is missing"
