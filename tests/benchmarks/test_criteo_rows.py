@@ -306,9 +306,7 @@ prepare(request, Path(sys.argv[2]), tell)
 """
 
 
-def run_script(
-    tmp_path: Path, before: str, source: Path, folder: Path, kill_at: int = 0
-) -> subprocess.CompletedProcess:
+def run_script(before: str, source: Path, folder: Path, kill_at: int = 0) -> subprocess.CompletedProcess:
     """Prepare in a process of its own, which kills itself at a line of progress if asked to."""
     return subprocess.run(
         [sys.executable, "-c", SCRIPT.format(before=before), str(source), str(folder), str(kill_at)],
