@@ -68,6 +68,7 @@ def save(
         }
         if built_as == "block-sparse":
             structure["sparse"] = sparse_records(model)
+        if packed_layers(model):
             structure["packed"] = list(packed_layers(model))
         if built_as == "graph":
             _export(model, example, work / "program.pt2")

@@ -18,6 +18,7 @@ from structprune import account
 from structprune.batch_norm import recalibrate
 from structprune.budget import Budget
 from structprune.compile import Compiled, compile
+from structprune.compile.block_latency import block_latency_ns
 from structprune.costs import costs
 from structprune.criteria import Fisher, LayerReconstruction, Magnitude
 from structprune.criteria.gradients import batches
@@ -280,6 +281,9 @@ def _costs(structures: Structures, task: Task, budget: Budget) -> dict[str, tupl
     terms = {name: costs(structures, task.model, name) for name in (*known, *needed)}
     if "latency_ns" in budget.resources:
         dense = measure({"dense": task.model}, task.timing)["dense"].median_ns
+        if structures.kind == "blocks":
+            timed = block_latency_ns(structures, task.model, task.timing, dense_ns=dense)
+            return terms | {"latency_ns": timed}
         batch = batch_size((task.timing.args, dict(task.timing.kwargs)))
         device = str(device_of(task.model))
         terms["latency_ns"] = latency_ns(structures, device=device, batch=batch, dense_ns=dense)

@@ -93,8 +93,8 @@ def compile(
 
     Blocks of 16, 32, 64, 128 or 256 outputs (or multiples of 16) become block-sparse layers wherever these are
     measured to be faster than the best dense layer on this machine; whatever else lies inside a weight becomes zeros.
-    Block-sparse layers take the activation module behind them into their kernel, and linear layers that stay dense in
-    such a network become :class:`~structprune.layers.packed_linear.PackedLinear`, each where measured not to be slower.
+    Block-sparse layers take the activation module behind them into their kernel, and linear layers that stay dense
+    beside blocks become :class:`~structprune.layers.packed_linear.PackedLinear`, each where measured not to be slower.
 
     Parameters
     ----------
@@ -160,25 +160,26 @@ def _with_blocks(
 ) -> Compiled:
     """The masked network, with block-sparse layers where they are faster and the whole equals the masked one."""
     plan = plan_sparse(reference, structures, selection, timing, cache=cache)
-    notes = plan.notes()
-    if plan.layers:
-        graph = structures.labelled.graph if structures.labelled is not None else None
-        fusions = plan_fusions(reference, plan, graph, example, timing, cache=cache)
-        sparse_names = [candidate.name for candidate, _ in plan.layers]
-        packing = plan_packing(reference, timing, leave=sparse_names, cache=cache)
+    graph = structures.labelled.graph if structures.labelled is not None else None
+    fusions = plan_fusions(reference, plan, graph, example, timing, cache=cache) if plan.layers else ()
+    sparse_names = [candidate.name for candidate, _ in plan.layers]
+    packing = plan_packing(reference, timing, leave=sparse_names, cache=cache)
+    notes = plan.notes() if plan.layers else (_zeros(structures), *plan.notes())
+    if not plan.layers and not packing.names:
+        return Compiled(reference, "masked", 0.0, effect, notes, 0.0, plan.tuned)
 
-        def build(network: nn.Module) -> nn.Module:
-            return pack_linear(fused(plan.build(network), fusions), packing.names)
+    def build(network: nn.Module) -> nn.Module:
+        return pack_linear(fused(plan.build(network), fusions), packing.names)
 
-        try:
-            sparse, error, rounding = Proof(reference, structures, selection, example, wanted).accept(build)
-        except Exception as problem:  # whatever the network's own Python raises; the masked network stands
-            notes = (f"block-sparse layers cannot be put in: {type(problem).__name__}: {_first_line(problem)}", *notes)
-        else:
-            notes += (*fusion_notes(fusions), *packing.notes())
-            # The trial in float64 proves the patterns; the kernels' own error is that on the example.
-            return Compiled(sparse, "block-sparse", max(error, rounding), effect, notes, rounding, plan.tuned)
-    return Compiled(reference, "masked", 0.0, effect, (_zeros(structures), *notes), 0.0, plan.tuned)
+    try:
+        fast, error, rounding = Proof(reference, structures, selection, example, wanted).accept(build)
+    except Exception as problem:  # whatever the network's own Python raises; the masked network stands
+        why = f"faster layers cannot be put in: {type(problem).__name__}: {_first_line(problem)}"
+        return Compiled(reference, "masked", 0.0, effect, (_zeros(structures), why, *plan.notes()), 0.0, plan.tuned)
+    notes += (*fusion_notes(fusions), *packing.notes())
+    built_as = "block-sparse" if plan.layers else "masked"
+    # The trial in float64 proves the patterns; the kernels' own error is that on the example.
+    return Compiled(fast, built_as, max(error, rounding), effect, notes, rounding, plan.tuned)
 
 
 def _zeros(structures: Structures) -> str:

@@ -215,7 +215,7 @@ def test_a_network_that_does_not_run_with_them_stays_masked(pays: Callable[..., 
     pays("fc")
     compiled = compile(model, structures, half(structures), x, cache=False)
     assert compiled.built_as == "masked"
-    assert any("cannot be put in: AttributeError" in note for note in compiled.notes)
+    assert any("faster layers cannot be put in: AttributeError" in note for note in compiled.notes)
 
 
 def test_a_network_that_is_one_layer(pays: Callable[..., None]) -> None:
