@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks import provenance
-from benchmarks.kernels import contenders, parts
+from benchmarks.kernels import contenders, parts, training
 from benchmarks.kernels.cuda import CudaGrid
 from benchmarks.kernels.plots import PICTURE, draw
 from benchmarks.kernels.row import Row
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a few cells in a few rounds: to see that all works")
     made.add_argument("--rounds", type=int, metavar="N", help=f"samples of each contender (default: {ROUNDS})")
     made.add_argument("--resume", action="store_true", help="keep the rows that OUT has with the same settings")
+    made.add_argument("--again", action="store_true", help="with --resume: measure the cells anew that OUT has")
     made.add_argument("--minutes", type=float, metavar="N", help=f"stop after them, with status {UNFINISHED}")
     made.add_argument("--roofs", action="store_true", help="on a CUDA device measure its rates alone")
     made.add_argument("--tune", action="store_true", help="on a CUDA device time candidate tiles too")
@@ -80,14 +81,19 @@ def main(arguments: Sequence[str] | None = None, jobs: Sequence[Job] | None = No
     out = options.out or RESULTS / options.device
     store = Store(out, head_of(command, options.device, rounds, options.tune, grid), options.resume)
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    return run([] if options.roofs else jobs, store, grid, deadline)
+    return run([] if options.roofs else jobs, store, grid, deadline, options.again)
 
 
 def all_jobs(grid: CudaGrid | None, quick: bool, rounds: int) -> list[Job]:
     """Return every cell of the device's grid."""
     if grid is not None:
         return [Job(grid.name(cell), partial(grid.measured, cell)) for cell in grid.cells(quick)]
-    return [Job(str(cell), partial(contenders.measured, cell, rounds)) for cell in parts.cells(quick)]
+    return [Job(str(cell), partial(measure_of(cell), cell, rounds)) for cell in parts.cells(quick)]
+
+
+def measure_of(cell: parts.Cell) -> Callable[[parts.Cell, int], Row]:
+    """Return what measures this kind of cell."""
+    return training.measured if isinstance(cell.layer, parts.Training) else contenders.measured
 
 
 def head_of(command: str, device: str, rounds: int, tune: bool, grid: CudaGrid | None) -> dict[str, Any]:
@@ -125,9 +131,12 @@ class Store:
                 self.head = {key: known[key] for key in head}
 
     def add(self, row: Row) -> None:
-        """Keep a row and write all; the commits of all rows are named."""
-        commits = [*self.head["commit"].split(", "), self.now["commit"]] if self.rows else [self.now["commit"]]
-        self.head = {**self.now, "commit": ", ".join(dict.fromkeys(commits))}
+        """Keep a row and write all; the commits and commands of all rows are named."""
+        joined = {}
+        for key, between in (("commit", ", "), ("command", " && ")):
+            parts = [*self.head[key].split(between), self.now[key]] if self.rows else [self.now[key]]
+            joined[key] = between.join(dict.fromkeys(parts))
+        self.head = {**self.now, **joined}
         self.rows[row.name] = row
         self.failures.pop(row.name, None)
         self.write()
@@ -143,13 +152,15 @@ class Store:
         )
 
 
-def run(jobs: Sequence[Job], store: Store, grid: CudaGrid | None, deadline: float | None) -> int:
-    """Measure what the store lacks; cells that failed before come last."""
+def run(jobs: Sequence[Job], store: Store, grid: CudaGrid | None, deadline: float | None, again: bool = False) -> int:
+    """Measure what the store lacks, or all if ``again``; cells that failed before come last."""
     if grid is not None and not store.roofs:
         store.roofs = grid.roofs()
         store.write()
         print(json.dumps(store.roofs), flush=True)
-    missing = sorted((job for job in jobs if job.name not in store.rows), key=lambda job: job.name in store.failures)
+    missing = sorted(
+        (job for job in jobs if again or job.name not in store.rows), key=lambda job: job.name in store.failures
+    )
     for done, job in enumerate(missing):
         if deadline is not None and time.monotonic() > deadline:
             print(f"{len(missing) - done} cells are left. Go on with --resume.", file=sys.stderr)

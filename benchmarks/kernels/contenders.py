@@ -15,10 +15,20 @@ from torch import Tensor
 
 from benchmarks.kernels.numba_product import installed, numba_product
 from benchmarks.kernels.parts import Cell, Convolution, Linear
-from benchmarks.kernels.row import DENSE, LIBRARIES, NUMBA, Row
+from benchmarks.kernels.row import DENSE, LIBRARIES, MODULE, NUMBA, Row
 from benchmarks.kernels.timing import medians
 from benchmarks.kernels_cpu import pattern
-from structprune.layers import CPU_JIT, DENSE_ONEDNN, ROWLOOP, Backend, Geometry, Packed, pack, unpack
+from structprune.layers import (
+    CPU_JIT,
+    DENSE_ONEDNN,
+    ROWLOOP,
+    Backend,
+    BlockSparseLinear,
+    Geometry,
+    Packed,
+    pack,
+    unpack,
+)
 from structprune.layers.geometry import weight_of_columns
 from structprune.layers.onednn import packed_linear, packed_weight
 
@@ -70,6 +80,10 @@ def linear(cell: Cell) -> tuple[dict[str, Call], Packed]:
         calls["oneDNN packed"] = partial(packed_linear, x, packed_weight(weight), None, "none")
     for backend in runnable():
         calls[backend.name] = partial(backend.linear, x, packed, None, "none")
+    if layer.tokens == 1 and CPU_JIT in runnable():
+        pieces = pattern(layer.outputs, layer.inputs, cell.height, cell.width, cell.density)
+        module = BlockSparseLinear(weight, None, pieces, activation="none", backend=CPU_JIT, transposed=False)
+        calls[MODULE] = partial(module.eval(), x)
     if cell.dtype == "float32":  # the libraries multiply no bfloat16
         calls |= libraries(x, packed, weight, cell)
     return calls, packed

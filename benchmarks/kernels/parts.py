@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["BLOCKS", "DENSITIES", "Cell", "Convolution", "Linear", "cells"]
+__all__ = ["BLOCKS", "DENSITIES", "Cell", "Convolution", "Linear", "Training", "cells"]
 
 BLOCKS = ((64, 1), (64, 16), (32, 32), (16, 16))  # outputs x inputs
 DENSITIES = (0.5, 0.25, 0.1, 0.05)
@@ -31,6 +31,19 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Training:
+    """A training step of a linear layer and the number of tokens it is given."""
+
+    outputs: int
+    inputs: int
+    tokens: int
+
+    def __str__(self) -> str:
+        """Return its name in tables."""
+        return f"training step {self.outputs}x{self.inputs}, {self.tokens} tokens"
+
+
+@dataclass(frozen=True)
 class Convolution:
     """A 3 x 3 convolution of as many channels as it returns, padding 1, and the images it is given."""
 
@@ -48,6 +61,9 @@ class Convolution:
         return f"conv 3x3, {self.channels} channels, {self.size}x{self.size}, {self.images} images"
 
 
+STEPS = (Training(1024, 1024, 128), Training(1024, 1024, 1024))
+STEP_BLOCKS = ((64, 1), (64, 16), (64, 64), (32, 32))
+STEP_DENSITIES = (0.5, 0.25, 0.1)
 CONVOLUTIONS = (Convolution(128, 28, 1), Convolution(256, 14, 1), Convolution(256, 14, 8), Convolution(512, 7, 8))
 
 
@@ -55,7 +71,7 @@ CONVOLUTIONS = (Convolution(128, 28, 1), Convolution(256, 14, 1), Convolution(25
 class Cell:
     """A layer in one type, with one pattern of blocks."""
 
-    layer: Linear | Convolution
+    layer: Linear | Convolution | Training
     dtype: str
     height: int
     width: int
@@ -78,3 +94,7 @@ def cells(quick: bool) -> Iterator[Cell]:
             for height, width in blocks:
                 for density in densities:
                     yield Cell(layer, dtype, height, width, density)
+    for step in STEPS[:1] if quick else STEPS:
+        for height, width in blocks if quick else STEP_BLOCKS:
+            for density in densities if quick else STEP_DENSITIES:
+                yield Cell(step, "float32", height, width, density)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-__all__ = ["DENSE", "LIBRARIES", "NUMBA", "OURS", "Row"]
+__all__ = ["DENSE", "LIBRARIES", "MODULE", "NUMBA", "OURS", "Row"]
 
 DENSE = ("F.linear", "oneDNN packed", "NCHW", "NHWC", "cuBLAS")
-OURS = ("cpu-jit", "rowloop", "cuda-triton")  # a row's own time is that of the first that ran
+MODULE = "cpu-jit module"  # the layer as a network calls it: what it takes beside the kernel shows at one token
+OURS = ("cpu-jit", "rowloop", "cuda-triton", MODULE)  # a row's own time is that of the first that ran
 LIBRARIES = ("torch BSR", "torch CSR", "scipy BSR")
 NUMBA = "numba"  # no library has it: our own loop, compiled by numba
 
@@ -23,7 +24,7 @@ class Row:
     name, layer, dtype, height, width, density
         As of the cell.
     kind, shape, tokens
-        'linear' or 'conv'; (outputs, inputs) of the weight as a matrix; rows of the result.
+        'linear', 'conv' or 'training'; (outputs, inputs) of the weight as a matrix; rows of the result.
     times_us
         Microseconds of one call by contender, medians.
     samples

@@ -24,7 +24,10 @@ def page(head: Mapping[str, Any], rows: Sequence[Row], failures: Mapping[str, st
         "Times are shares of the best dense layer's; below 1 is faster. Medians, contenders in turns; thread "
         "CPU time on CPUs. Blocks are outputs x inputs. Sparse matrices of libraries have the same pattern and are "
         "given feature-major activations, which is faster for them; torch's BSR product takes square blocks only, the "
-        "largest that divide ours. † one sample only, because the call is slow.",
+        "largest that divide ours. At one token `cpu-jit module` is the layer as a network calls it, with the "
+        "module's checks; `cpu-jit` and `numba` are both calls from Python with a new result each and without bias. A "
+        "training step is the product and both gradients: through autograd, except oneDNN's, which are its three "
+        "products alone, an operand packed in each. † one sample only, because the call is slow.",
         "",
     ]
     lines += ["## Verdicts", "", verdict_table(rows, head["kind"]), ""]

@@ -64,6 +64,12 @@ ON_CPU = (
     Target("float32, 32x32", "float32", ((32, 32),), {0.5: 0.62, 0.25: 0.33, 0.1: 0.16}),
     Target("bfloat16, 64x16", BF16, ((64, 16),), {0.5: 0.56, 0.25: 0.31, 0.1: 0.16}),
     Target("3x3 convolution, float32, 64 tall", "float32", TALL, {0.5: 0.70, 0.25: 0.38, 0.1: 0.20}, kind="conv"),
+    Target(
+        *("training step, float32, 64x16, 64x64", "float32", ((64, 16), (64, 64)), {0.5: 0.58, 0.25: 0.34, 0.1: 0.20}),
+        shapes=((1024, 1024),),
+        tokens=(128, 1024),
+        kind="training",
+    ),
 )
 # Before any kernel was timed on a CUDA device: from a model of memory, cache and tensor cores of an H200.
 ON_CUDA = (

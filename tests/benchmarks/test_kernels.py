@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from benchmarks import gpu_kernels
-from benchmarks.kernels import contenders, parts
+from benchmarks.kernels import contenders, parts, training
 from benchmarks.kernels.__main__ import UNFINISHED, Job, main
 from benchmarks.kernels.cuda import CudaGrid
 from benchmarks.kernels.numba_product import product_into
-from benchmarks.kernels.parts import Cell, Convolution, Linear
-from benchmarks.kernels.row import DENSE, Row
+from benchmarks.kernels.parts import Cell, Convolution, Linear, Training
+from benchmarks.kernels.row import DENSE, MODULE, Row
 from benchmarks.kernels.table import page
 from benchmarks.kernels.targets import verdicts
 from benchmarks.kernels.timing import medians
-from structprune.layers import ROWLOOP, unpack
+from structprune.layers import CPU_JIT, ROWLOOP, unpack
 from structprune.layers.triton_tiles import forward_tile
 
 TIMES = {"F.linear": 100.0, "oneDNN packed": 80.0, "cpu-jit": 20.0, "rowloop": 10.0, "torch BSR": 40.0}
@@ -106,6 +106,31 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         contenders.measured(Cell(Linear(32, 32, 2), "float32", 16, 16, 0.5), rounds=1)
 
 
+@pytest.mark.parametrize("width", [1, 16])
+def test_every_training_step_gives_the_dense_gradients(width: int) -> None:
+    """A measured step holds dense and own times; outputs and both gradients were compared before."""
+    row = training.measured(Cell(Training(96, 64, 5), "float32", 32, width, 0.5), rounds=1)
+    assert row.kind == "training"
+    assert {"F.linear", "rowloop"} <= set(row.times_us)
+
+
+def test_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step whose gradient of the weight is off raises, though its output is right."""
+    monkeypatch.setattr(contenders, "OURS_ON_CPU", (ROWLOOP,))
+    monkeypatch.setattr(type(ROWLOOP), "linear_weight_gradient", lambda self, g, x, packed: packed.values + 1)
+    with pytest.raises(ArithmeticError, match="rowloop"):
+        training.measured(Cell(Training(32, 32, 2), "float32", 16, 16, 0.5), rounds=1)
+
+
+def test_the_module_is_timed_at_one_token() -> None:
+    """Where a call costs as much as the product, the layer's own call stands beside the kernel's."""
+    if CPU_JIT.available():
+        pytest.skip(CPU_JIT.available())
+    one, two = (contenders.measured(Cell(Linear(64, 32, n), "float32", 64, 8, 0.5), rounds=1) for n in (1, 2))
+    assert MODULE in one.times_us and MODULE not in two.times_us
+    assert one.own_us == one.times_us["cpu-jit"]
+
+
 def test_the_numba_product_multiplies() -> None:
     """Its loops give the product of the unpacked weight."""
     cell = Cell(Linear(48, 32, 3), "float32", 16, 8, 0.5)
@@ -176,6 +201,19 @@ def test_it_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert ran == [ROW.name, "second"]
     assert main(["--out", str(tmp_path), "--resume", "--rounds", "3"], jobs) == 0
     assert ran == [ROW.name, "second", ROW.name, "second"]
+
+
+def test_chosen_cells_are_measured_again(tmp_path: Path) -> None:
+    """--again replaces the chosen rows and leaves the others; the page names the commands of both."""
+    old, other = job(), job(replace(ROW, name="second"))
+    assert main(["--out", str(tmp_path)], [old, other]) == 0
+    new = job(replace(ROW, times_us={**TIMES, "cpu-jit": 1.0}))
+    assert main(["--out", str(tmp_path), "--resume", "--again", "--only", ROW.name], [new, other]) == 0
+    saved = json.loads((tmp_path / "rows.json").read_text())
+    times = {row["name"]: row["times_us"]["cpu-jit"] for row in saved["rows"]}
+    assert times == {ROW.name: 1.0, "second": 20.0}
+    first, second = saved["command"].split(" && ")
+    assert "--again" not in first and "--again" in second
 
 
 def test_resuming_with_nothing_to_do_changes_no_row(tmp_path: Path) -> None:
