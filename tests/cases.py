@@ -10,6 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from structprune.criteria import BNScale, Criterion, Fisher, LayerReconstruction, Magnitude, Random, Taylor
+from structprune.regularizers import (
+    MCP,
+    SCAD,
+    DGating,
+    ExpGate,
+    ExpGatePenalty,
+    GroupLasso,
+    GroupLq,
+    L1Gate,
+    LogSum,
+    Parameterisation,
+    Powerpropagation,
+    Regularizer,
+    SoftmaxAttention,
+    SquaredGroupL23,
+)
 from tests import networks, transformers
 
 
@@ -107,4 +123,33 @@ CRITERIA: list[Criterion] = [
     BNScale(otherwise=Magnitude()),
     Random(seed=3),
     LayerReconstruction(),
+]
+
+REGULARIZERS: list[Regularizer] = [
+    GroupLasso(0.7),
+    GroupLq(0.7, 1 / 2),
+    GroupLq(0.7, 2 / 3),
+    GroupLq(0.7, 0.3),
+    GroupLq(0.7, 0.9),
+    LogSum(0.7, epsilon=0.2),
+    LogSum(0.7, epsilon=3.0),
+    MCP(0.7, gamma=3.0),
+    MCP(0.7, gamma=0.5),
+    SCAD(0.7, gamma=3.7),
+    SCAD(0.7, gamma=1.2),
+    ExpGatePenalty(0.7),
+    ExpGatePenalty(0.7, logit_decay=0.01),
+    SquaredGroupL23(0.7),
+]
+
+PARAMETERISATIONS: list[Parameterisation] = [
+    DGating(0.7),
+    DGating(0.7, depth=3),
+    DGating(0.7, depth=5),
+    L1Gate(0.7),
+    Powerpropagation(0.7),
+    Powerpropagation(0.7, alpha=3.0),
+    ExpGate(0.7),
+    ExpGate(0.7, logit_decay=0.01),
+    SoftmaxAttention(0.7),
 ]

@@ -29,7 +29,8 @@ def increasing_root(function: Callable[[Tensor], tuple[Tensor, Tensor]], low: Te
         inside = (newton > low) & (newton < high)
         # A step that leaves the bracket (or is NaN, from a slope of zero) is replaced by a halving.
         following = torch.where(inside, newton, 0.5 * (low + high))
-        following = torch.where(value == 0, at, following)
+        # A step below rounding has arrived; one of an infinite slope, where brackets may begin, has not.
+        following = torch.where((newton == at) & torch.isfinite(slope), at, following)
         if bool((following == at).all()):
             break
         at = following
@@ -41,6 +42,9 @@ def lambert_w(x: Tensor) -> Tensor:
 
     ``log(1 + x)`` lies above the root of an increasing convex function, so that Newton's method descends to it.
     """
-    low = torch.zeros_like(x)
-    # Divided by e^w, which overflows last: w - x e^-w, increasing too.
-    return increasing_root(lambda w: (w - x * torch.exp(-w), 1 + x * torch.exp(-w)), low, torch.log1p(x))
+
+    def excess(w: Tensor) -> tuple[Tensor, Tensor]:
+        grown = torch.exp(w)
+        return w * grown - x, (1 + w) * grown
+
+    return increasing_root(excess, torch.zeros_like(x), torch.log1p(x))

@@ -95,7 +95,9 @@ def _kept(largest: Tensor, c: float, k: int) -> Tensor | None:
 
     def excess(theta: Tensor) -> tuple[Tensor, Tensor]:
         x = roots(theta)
-        slopes = (2 / 3 * x.pow(-1 / 3)).square() / (1 - 2 / 9 * theta * x.pow(-4 / 3))
+        curvature = 1 - 2 / 9 * theta * x.pow(-4 / 3)
+        # At the end the smallest root is a double one, where the sum falls infinitely fast.
+        slopes = torch.where(curvature > 1e-9, (2 / 3 * x.pow(-1 / 3)).square() / curvature, torch.inf)
         share = (theta / (3 * c)).sqrt()
         return share - x.pow(2 / 3).sum(), 0.5 * share / theta + slopes.sum()
 
