@@ -1,0 +1,122 @@
+"""What was measured in one cell, with all that it takes to repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.grid.cell import Cell
+from structprune.files import write_atomically
+
+__all__ = ["Row", "Summary", "read_row", "read_rows", "summary", "write_row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell.
+
+    Attributes
+    ----------
+    cell
+        What was measured.
+    values
+        Figures by name; None where a run diverged.
+    recalls
+        Recall of each class before and after pruning, ``(classes,)`` each; empty where there are none.
+    settings
+        All else that decides the figures.
+    sample
+        What must be said beside the figures, where the data are no whole data set.
+    notes
+        What the method says of its mask.
+    seconds
+        Of training and evaluation.
+    command, commit, machine, versions
+        What it takes to repeat it.
+    """
+
+    cell: Cell
+    values: Mapping[str, float | None]
+    settings: Mapping[str, Any]
+    sample: str = ""
+    notes: tuple[str, ...] = ()
+    recalls: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    seconds: float = 0.0
+    command: str = ""
+    commit: str = ""
+    machine: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_row(path: Path, row: Row) -> None:
+    """Write a row whole or not at all."""
+    write_atomically(path, (json.dumps(asdict(row), ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode())
+
+
+def read_row(path: Path) -> Row | None:
+    """Read a row; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If the file holds something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        recalls = {name: tuple(values) for name, values in content["recalls"].items()}
+        changed = {"cell": Cell(**content["cell"]), "notes": tuple(content["notes"]), "recalls": recalls}
+        return Row(**{**content, **changed})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"Expected a row in {path}. Got something else ({error}). Remove it.") from error
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Read all rows of a folder, sorted by cell.
+
+    Raises
+    ------
+    ValueError
+        If a file holds something else.
+    """
+    found = [read_row(path) for path in sorted(folder.glob("*.json"))]
+    return sorted((row for row in found if row is not None), key=lambda row: row.cell)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A figure over seeds.
+
+    Attributes
+    ----------
+    mean
+        Over the seeds that did not diverge; None if all did.
+    spread
+        Standard deviation with n - 1; None for fewer than two.
+    count
+        Seeds that are in the mean.
+    diverged
+        Seeds that are not.
+    """
+
+    mean: float | None
+    spread: float | None
+    count: int
+    diverged: int
+
+
+def summary(rows: Sequence[Row], name: str) -> Summary:
+    """Return mean and standard deviation of a figure."""
+    values = [row.values.get(name) for row in rows]
+    known = [value for value in values if value is not None]
+    return Summary(
+        mean(known) if known else None,
+        stdev(known) if len(known) > 1 else None,
+        len(known),
+        len(values) - len(known),
+    )

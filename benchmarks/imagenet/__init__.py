@@ -1,0 +1,1 @@
+"""Block pruning of image classifiers on ImageNet."""

@@ -1,0 +1,1 @@
+"""Plain definitions of the networks, whose parameters are named as the common collections of weights name theirs."""
