@@ -19,11 +19,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from solvers.problem import BoolArray, IntArray
+from solvers.oracle import top
+from solvers.problem import BoolArray, FloatArray, IntArray
 from solvers.structured import MaskResult, checked_values, finished, infeasible
 from solvers.transport import maximum_transport
 
-__all__ = ["Coverage", "is_covering"]
+__all__ = ["Coverage", "CoveringChoice", "is_covering"]
 
 #: One count for all rows (or columns), or one for each.
 Counts: TypeAlias = int | Sequence[int] | IntArray
@@ -109,6 +110,53 @@ def _counts(counts: Counts | None, size: int, other: int, name: str) -> IntArray
             f"Expected {name} as one integer of at least 0, or {size} of them. Got {counts!r}. Give counts of entries."
         )
     return np.broadcast_to(array, size).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class CoveringChoice:
+    """Coverage as the choice inside `solvers.oracle_loops.SequentialSelection`, for schedules that fall to ``keep``.
+
+    While more than ``coverage.keep`` stay, they are the best mask within the counts, filled up with the most valuable
+    others. So whatever a falling phase removes, what is left contains a mask that satisfies the counts.
+
+    Parameters
+    ----------
+    shape
+        Rows and columns; structure ``i * C + j`` is the entry of row i and column j.
+    coverage
+        The final number and its counts.
+    """
+
+    shape: tuple[int, int]
+    coverage: Coverage
+
+    def __call__(self, values: FloatArray, allowed: BoolArray, count: int) -> BoolArray:
+        """The mask of ``count`` entries, shape ``(R * C,)``.
+
+        Raises
+        ------
+        ValueError
+            Fewer than ``coverage.keep`` asked for, or counts that the allowed entries cannot meet.
+        """
+        rows, columns = self.shape
+        if values.shape != (rows * columns,):
+            raise ValueError(
+                f"Expected {rows * columns} values for a table of {rows} x {columns}. Got {values.shape}. "
+                "Give the shape of the grid that the structures form."
+            )
+        if count < self.coverage.keep:
+            raise ValueError(
+                f"Expected at least {self.coverage.keep} to keep, the number of the coverage. Got {count}. "
+                "Let the schedule end at that number."
+            )
+        result = self.coverage.solve(np.where(allowed, values, -np.inf).reshape(self.shape))
+        if result.selection is None:
+            raise ValueError(
+                f"Expected counts that {self.coverage.keep} of {int(allowed.sum())} entries can meet. Got others. "
+                f"{result.termination.text}"
+            )
+        needed = result.selection.ravel()
+        return needed | top(values, allowed & ~needed, count - self.coverage.keep)
 
 
 def is_covering(selection: ArrayLike, coverage: Coverage) -> bool:

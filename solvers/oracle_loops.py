@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from solvers.oracle import Chooser, Oracle, OracleResult, State, advance, begin, fitted, frozen, run, top, valued
-from solvers.problem import BoolArray, IntArray
+from solvers.problem import BoolArray, FloatArray, IntArray
 from solvers.terms import frozen_integers
 
 Progress = Callable[[State], bool | None]
@@ -242,6 +242,9 @@ class SwapSelection:
         Rounds for which the structures of a rejected exchange stay as they are.
     patience
         Rejections in a row that end the loop.
+    parts
+        Part of each structure, for instance its layer, shape ``(n,)``: structures are exchanged within their part, so
+        that the number kept of each part stays. Not given, anywhere.
 
     Raises
     ------
@@ -255,8 +258,14 @@ class SwapSelection:
     accept: Callable[[float, float], bool] = lambda before, after: after < before
     barred: int = 5
     patience: int = 10
+    parts: IntArray | None = None
 
     def __post_init__(self) -> None:
+        if self.parts is not None:
+            parts = frozen_integers(self.parts, "parts")
+            if parts.size and parts.min() < 0:
+                raise ValueError(f"Expected parts of at least 0. Got {int(parts.min())}. Number them from 0.")
+            object.__setattr__(self, "parts", parts)
         if min(self.rounds, self.barred) < 0 or min(self.swaps, self.patience) < 1:
             raise ValueError(
                 "Expected rounds and barred of at least 0, swaps and patience of at least 1. "
@@ -277,6 +286,8 @@ class SwapSelection:
     def start(self, oracle: Oracle) -> State:
         """Fit to the first selection. Raises ValueError when it does not match the oracle."""
         _check_shape("first", self.first, oracle)
+        if self.parts is not None:
+            _check_shape("parts", self.parts, oracle)
         return begin(oracle, self.first)
 
     def step(self, oracle: Oracle, state: State) -> State | None:
@@ -288,11 +299,11 @@ class SwapSelection:
         free = state.barred == 0
         count = min(count, int((free & state.kept).sum()), int((free & ~state.kept).sum()))
         waiting = np.maximum(0, state.barred - 1)
-        if count == 0:
+        going = np.zeros(oracle.size, dtype=bool)
+        if count:
+            coming, going = self._exchange(valued(oracle, state.kept), free & ~state.kept, free & state.kept, count)
+        if not going.any():
             return replace(advance(state, state.kept, state.loss, False), barred=waiting)
-        values = valued(oracle, state.kept)
-        coming = top(values, free & ~state.kept, count)
-        going = top(-values, free & state.kept, count)
         kept = frozen((state.kept | coming) & ~going)
         loss = fitted(oracle, kept)
         if self.accept(state.loss, loss):
@@ -301,6 +312,26 @@ class SwapSelection:
         fitted(oracle, state.kept)
         waiting[coming | going] = self.barred
         return replace(advance(state, state.kept, state.loss, False), barred=waiting)
+
+    def _exchange(
+        self, values: FloatArray, outside: BoolArray, inside: BoolArray, count: int
+    ) -> tuple[BoolArray, BoolArray]:
+        """The best from outside and as many of the worst inside, part by part; fewer where a part has no more."""
+        if self.parts is None:
+            return top(values, outside, count), top(-values, inside, count)
+        coming, going = np.zeros_like(outside), np.zeros_like(inside)
+        room = np.bincount(self.parts[inside], minlength=int(self.parts.max()) + 1)
+        candidates = np.flatnonzero(outside)
+        for structure in candidates[np.argsort(-values[candidates], kind="stable")].tolist():
+            part = int(self.parts[structure])
+            if room[part] > 0 and count > 0:
+                coming[structure] = True
+                room[part] -= 1
+                count -= 1
+        for part in np.unique(self.parts[coming]):
+            mine = self.parts == part
+            going |= top(-values, inside & mine, int(coming[mine].sum()))
+        return coming, going
 
 
 def _check_shape(name: str, array: ArrayLike, oracle: Oracle) -> None:

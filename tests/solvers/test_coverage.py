@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solvers.coverage import Coverage, is_covering
+from solvers.coverage import Coverage, CoveringChoice, is_covering
+from solvers.oracle import State, top
+from solvers.oracle_loops import SequentialSelection, dense_and_sparse
 from solvers.result import OPTIMAL_GAP, TerminationReason
 from solvers.transport import maximum_transport
 
@@ -174,3 +176,60 @@ def test_mistakes_are_named() -> None:
         Coverage(1, 0, None, 0, -1).solve(np.ones((2, 2)))
     with pytest.raises(ValueError, match="Expected keep of at least 0"):
         Coverage(-1).solve(np.ones((2, 2)))
+
+
+class Fixed:
+    """An oracle whose values stay what they are: block magnitudes of a trained layer."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table = table.ravel()
+
+    @property
+    def size(self) -> int:
+        """Number of blocks."""
+        return self.table.size
+
+    def fit(self, kept: np.ndarray) -> float:
+        """The value that is gone."""
+        return float(self.table[~kept].sum())
+
+    def values(self, kept: np.ndarray) -> np.ndarray:
+        """The same at each step."""
+        return self.table
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_falling_schedule_ends_within_the_counts(seed: int) -> None:
+    """Nested phases with caps per row and column: never stuck, exact at each step, and best at the end."""
+    rng = np.random.default_rng(seed)
+    values = rng.exponential(size=(6, 5)) * rng.lognormal(sigma=1.5, size=(6, 1))
+    coverage = Coverage(9, 0, 2, 1, 4)
+    states: list[State] = []
+    schedule = dense_and_sparse(30, 9, cycles=1, dense=1, sparsify=6, sparse=1)
+    loop = SequentialSelection(schedule, choose=CoveringChoice((6, 5), coverage))
+    result = loop.solve(Fixed(values), progress=states.append)
+    assert [int(state.kept.sum()) for state in states] == list(schedule)
+    assert all(not np.any(after.kept & ~before.kept) for before, after in zip(states, states[1:], strict=False))
+    assert is_covering(result.selection.reshape(6, 5), coverage)
+    best = coverage.solve(values)
+    assert float(values.ravel()[result.selection].sum()) == pytest.approx(best.objective)
+
+
+def test_a_choice_without_counts_is_the_best_so_many() -> None:
+    """Whatever is allowed and however many are asked for beyond the final number."""
+    rng = np.random.default_rng(6)
+    values, allowed = rng.normal(size=20), rng.random(20) < 0.8
+    chosen = CoveringChoice((4, 5), Coverage(5))(values, allowed, 9)
+    assert np.array_equal(chosen, top(values, allowed, 9))
+
+
+def test_a_choice_that_cannot_be_met_is_refused() -> None:
+    """A grid of another shape, fewer than the final number, rows with nothing left."""
+    choice = CoveringChoice((2, 2), Coverage(2, 1))
+    with pytest.raises(ValueError, match="Expected 4 values for a table of 2 x 2"):
+        choice(np.zeros(5), np.ones(5, dtype=bool), 2)
+    with pytest.raises(ValueError, match="Expected at least 2 to keep"):
+        choice(np.zeros(4), np.ones(4, dtype=bool), 1)
+    with pytest.raises(ValueError, match="Row 0 must keep at least 1"):
+        choice(np.zeros(4), np.array([False, False, True, True]), 2)

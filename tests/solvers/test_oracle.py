@@ -202,9 +202,15 @@ def test_one_more_at_a_time_is_greedy() -> None:
 
 
 def test_batches_select_as_many_as_asked() -> None:
-    """50 structures, 2, 5, 10 and 25 at a time, end at exactly 50."""
+    """50 structures, 2, 5, 10 and 25 at a time, end at exactly 50.
+
+    The published code of Sequential Attention compares its step with the number of features already selected, so that
+    it stops adding when the two meet: 26 of 50 at 2 a step, 10 at 5 and at 10, 25 at 25. The rest is then filled up
+    with the features of the lowest index.
+    """
     oracle = noisy(0, groups=60)
-    for per_step in (2, 5, 10, 25):
+    for per_step in (2, 5, 10, 25, 7):
+        assert GreedyByGains(50, per_step=per_step).solve(oracle).selection.sum() == 50
         schedule = one_at_a_time(50, per_step)
         kept = SequentialSelection(schedule, first=np.zeros(60, dtype=bool)).solve(oracle).selection
         assert kept.sum() == 50
@@ -248,6 +254,69 @@ def test_exchanges_reach_the_planted_support_from_anywhere(seed: int) -> None:
     first[np.flatnonzero(~support)[:4]] = True
     result = SwapSelection(first).solve(oracle)
     assert np.array_equal(result.selection, support)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("noise", [1e-2, 1.0])
+def test_exchanges_reach_the_brute_force_optimum_of_planted_quadratics(seed: int, noise: float) -> None:
+    """Enter by gradient, leave by norm, accept if the loss falls: the best of all 495 subsets, from the worst start."""
+    oracle, _ = planted(seed, noise=noise)
+    losses = losses_by_subset(oracle, 4)
+    best, worst = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
+    first = np.zeros(12, dtype=bool)
+    first[list(worst)] = True
+    result = SwapSelection(first, rounds=200, patience=30).solve(oracle)
+    assert tuple(np.flatnonzero(result.selection)) == best
+    assert result.loss == pytest.approx(losses[best], rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_more_groups_than_planted_reach_the_planted_loss(seed: int) -> None:
+    """The guarantee's setting (arXiv 2402.17902, Theorem B.3): k' > k groups, each exchange taken, loss at most L(k).
+
+    Without an accept test the loop ends where it happens to be; the best of its losses is what the theorem bounds.
+    """
+    oracle, support = planted(seed, noise=0.5)
+    target = oracle.fit(support)
+    first = np.zeros(12, dtype=bool)
+    first[np.flatnonzero(~support)[:7]] = True
+    result = SwapSelection(first, rounds=40, barred=0, accept=lambda before, after: True).solve(oracle)
+    assert result.selection.sum() == 7
+    assert min(result.state.losses) <= target
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32), st.integers(1, 4))
+def test_exchanges_within_parts_keep_the_number_of_each(seed: int, swaps: int) -> None:
+    """Layers keep their budgets while their structures are exchanged, and the loss never rises."""
+    oracle = noisy(seed)
+    rng = np.random.default_rng(seed)
+    parts, first = rng.integers(0, 3, size=8), rng.random(8) < 0.5
+    states: list[State] = []
+    loop = SwapSelection(first, rounds=12, swaps=swaps, barred=2, parts=parts)
+    result = loop.solve(oracle, progress=states.append)
+    for state in states:
+        counts = np.bincount(parts[state.kept], minlength=3)
+        assert counts.tolist() == np.bincount(parts[first], minlength=3).tolist()
+    assert result.loss <= oracle.fit(first)
+
+
+def test_one_part_is_exchanged_as_without_parts() -> None:
+    """The same steps and losses."""
+    oracle, _ = planted(7, noise=1.0)
+    first = np.arange(12) < 4
+    plain = SwapSelection(first, rounds=12, swaps=2).solve(oracle)
+    whole = SwapSelection(first, rounds=12, swaps=2, parts=np.zeros(12, dtype=np.int64)).solve(oracle)
+    assert same(plain, whole)
+
+
+def test_a_full_part_has_nothing_to_exchange() -> None:
+    """Parts that are kept whole or not at all leave the selection as it is, and the loop ends by patience."""
+    oracle = noisy(3)
+    parts = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    result = SwapSelection(parts == 0, patience=4, parts=parts).solve(oracle)
+    assert np.array_equal(result.selection, parts == 0)
+    assert result.state.step == 4
 
 
 def test_exchanges_often_reach_the_enumerated_optimum() -> None:
@@ -386,6 +455,8 @@ def test_a_broken_oracle_is_named() -> None:
         lambda: GreedyByGains(3, first=np.ones(2, dtype=bool)).solve(noisy(0)),
         lambda: GreedyByGains(3, costs=np.ones(2, dtype=np.int64)).solve(noisy(0)),
         lambda: SwapSelection(np.ones(2, dtype=bool)).solve(noisy(0)),
+        lambda: SwapSelection(np.ones(3, dtype=bool), parts=np.array([0, -1, 0])),
+        lambda: SwapSelection(np.ones(8, dtype=bool), parts=np.zeros(3, dtype=np.int64)).solve(noisy(0)),
         lambda: SequentialSelection((9,)).solve(noisy(0)),
     ],
 )
