@@ -19,6 +19,10 @@ RAGGED = nn.Sequential(nn.Linear(10, 7), nn.ReLU(), nn.Linear(7, 5))
 CONV = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, (1, 3)))
 INSIDE = {
     "blocks": lambda: (RAGGED, blocks(RAGGED, (4, 3), example=torch.randn(2, 10))),
+    "reordered blocks": lambda: (
+        RAGGED,
+        blocks(RAGGED, (4, 3), example=torch.randn(2, 10), orders={"0": np.array([6, 0, 3, 1, 5, 2, 4])}),
+    ),
     "blocks of convolutions": lambda: (CONV, blocks(CONV, (4, 2), example=torch.randn(2, 3, 8, 8))),
     "kernels": lambda: (CONV, kernels(CONV, example=torch.randn(2, 3, 8, 8))),
     "nm": lambda: (BY_NAME["mlp"].make()[0], nm(BY_NAME["mlp"].make()[0], 2, 4, example=torch.randn(2, 10))),

@@ -2,7 +2,8 @@
 
 The given order is one beginning, so that nothing is ever lost. The others put together what is alike at once: by the
 total of each row, and by the leading singular vector of the square roots of the scores (which are magnitudes for the
-score |w|^2). From each, :class:`solvers.permutation.PermutedBlocks` takes turns; the best end counts.
+score |w|^2). From each, :class:`solvers.permutation.PermutedBlocks` takes turns; the best end is disturbed a few
+times and improved again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = ["best_orders", "kept_share"]
 
 TURNS = 12
 TOLERANCE = 1e-4  # a run that gains less in a turn over all axes has arrived
+KICKS = 4
 POWER_STEPS = 30
 
 Orders = tuple[np.ndarray, ...]
@@ -26,12 +28,13 @@ Orders = tuple[np.ndarray, ...]
 
 def best_orders(part: Part, seed: int) -> Orders:
     """Return the order of each axis, ``(n,)`` each: entry ``order[i]`` comes to place ``i``."""
-    method = PermutedBlocks(turns=TURNS, tolerance=TOLERANCE, seed=seed)
     lengths = {number: size for m in part.matrices for number, size in zip(m.axes, m.values.shape[:2], strict=True)}
     given = [np.arange(lengths[axis]) for axis in range(len(part.axes))]
     best, most = tuple(given), total(part.matrices, tuple(given))
-    for begin in (given, by_totals(part, given), by_likeness(part, given, seed)):
-        found = method.solve(part.matrices, begin, fixed=sorted(part.fixed))
+    for begin in (given, by_totals(part, given), by_likeness(part, given, seed), None):
+        # The last run disturbs the best orders so far.
+        method = PermutedBlocks(turns=TURNS, tolerance=TOLERANCE, kicks=KICKS if begin is None else 0, seed=seed)
+        found = method.solve(part.matrices, best if begin is None else begin, fixed=sorted(part.fixed))
         if found.termination.limit is Limit.INTERRUPTED:
             raise KeyboardInterrupt
         orders = tuple(settled(part.matrices, axis, order) for axis, order in enumerate(found.orders))
