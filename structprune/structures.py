@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from structprune.axes import RULES, LabelledGraph, as_example, propagate, trace
 from structprune.axes.discovery import FoundAxis, Pinned, find_axes
 from structprune.axes.graph import Example, run
+from structprune.tensors import named_tensors
 
 __all__ = ["Axis", "ChannelAxis", "EntryAxis", "Member", "Pinned", "Structures", "blocks", "channels", "kernels", "nm"]
 
@@ -248,7 +249,7 @@ class Structures:
     @torch.no_grad()
     def apply_masks(self, model: nn.Module, selection: np.ndarray, refit: Mapping[str, Tensor] | None = None) -> None:
         """Write ``refit`` weights into ``model`` and zero every entry of the removed structures, in place."""
-        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        named = named_tensors(model)
         for name, weight in (refit or {}).items():
             named[name].copy_(weight)
         for name, mask in self.masks(selection).items():

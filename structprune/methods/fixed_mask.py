@@ -1,4 +1,4 @@
-"""Masks that are given, not learned: at random, the known truth of a planted task, or another method's to start over."""
+"""Masks that are given, not learned: drawn at random, the truth of a planted task, or what another method found."""
 
 from __future__ import annotations
 

@@ -56,12 +56,22 @@ class Masked(nn.Module):
         The network, whose own parameters are trained.
     structures
         What may be removed.
+
+    Raises
+    ------
+    ValueError
+        If that is nothing.
     """
 
     mask: Tensor
 
     def __init__(self, model: nn.Module, structures: Structures) -> None:
         super().__init__()
+        if not structures.n:
+            raise ValueError(
+                f"Expected structures of {type(model).__name__} to choose from. Got none. "
+                "Look for layers that are kept whole, or at structures.pinned."
+            )
         self.inner = model
         self.size = structures.n
         self.groups = by_layer(structures)

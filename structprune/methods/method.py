@@ -171,14 +171,16 @@ class TrainingMethod(ABC):
         ValueError
             If phases would be too short, or a rule needs a budget and there is none.
         """
-        keep = keep or self.keep or Evenly()
         batches = check_data(data)
-        epoch = steps_per_epoch(batches, self.settings)
-        timeline = self.plan().over(epoch * self.settings.epochs, self.min_phase_steps)
-        setting = Setting(structures, keep, allocate, timeline, epoch, self.reset, self.zero_removed)
-        wrapped = self.wrap(copy.deepcopy(model), structures, keep)
         probe = None if validation is None else partial(_held_out_loss, data=check_data(validation), loss=loss)
-        hooks = self.harness(setting, seed, probe)
+        wrapped, hooks = self.prepare(
+            *(model, structures),
+            epoch=steps_per_epoch(batches, self.settings),
+            keep=keep,
+            allocate=allocate,
+            seed=seed,
+            probe=probe,
+        )
         trained = train(
             wrapped,
             batches,
@@ -200,6 +202,31 @@ class TrainingMethod(ABC):
         notes += [*stability_note(supports), *coverage_note(structures, selection)]
         notes += sparsity_note(model, structures, selection)
         return Fitted(model, selection, np.sqrt(values), supports, tuple(trained.history), tuple(notes))
+
+    def prepare(
+        self,
+        model: nn.Module,
+        structures: Structures,
+        *,
+        epoch: int,
+        keep: Keep | None = None,
+        allocate: Allocate | None = None,
+        seed: int = 0,
+        probe: Probe | None = None,
+    ) -> tuple[Masked, Harness]:
+        """Return a copy of the network behind masks, and what happens around each step of its training.
+
+        Parameters
+        ----------
+        epoch
+            Steps of one pass over the data.
+        probe
+            The loss on held-out examples.
+        """
+        keep = keep or self.keep or Evenly()
+        timeline = self.plan().over(epoch * self.settings.epochs, self.min_phase_steps)
+        setting = Setting(structures, keep, allocate, timeline, epoch, self.reset, self.zero_removed)
+        return self.wrap(copy.deepcopy(model), structures, keep), self.harness(setting, seed, probe)
 
     def __call__(
         self,

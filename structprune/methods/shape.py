@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import floor, prod
 
 import numpy as np
 from torch import nn
@@ -21,6 +22,7 @@ __all__ = [
     "sparsity_note",
     "stability",
     "stability_note",
+    "uniform_sparsity",
 ]
 
 
@@ -96,9 +98,35 @@ def coverage_note(structures: Structures, selection: np.ndarray) -> tuple[str, .
     )
 
 
-def real_sparsity(shapes: Mapping[str, int], removed: Mapping[str, int]) -> float:
-    """Removed entries as a fraction of all, over the tensors in ``shapes`` (entries of each, by name)."""
-    return sum(removed.get(name, 0) for name in shapes) / max(1, sum(shapes.values()))
+def real_sparsity(sizes: Mapping[str, int], removed: Mapping[str, float]) -> float:
+    """Removed entries as a fraction of all, over the tensors in ``sizes`` (entries of each, by name)."""
+    return sum(removed.get(name, 0) for name in sizes) / max(1, sum(sizes.values()))
+
+
+def uniform_sparsity(
+    shapes: Mapping[str, tuple[int, ...]], side: int, sparsity: float, min_structures: int = 100
+) -> float:
+    """Real sparsity of linear and convolution weights that uniform sparsity by blocks leads to, from shapes alone.
+
+    Layers with fewer than ``min_structures`` blocks stay dense: large blocks remove less than they are asked to.
+
+    Parameters
+    ----------
+    shapes
+        Of the weights, (outputs, inputs, taps ...), by name.
+    side
+        Of a square block.
+    sparsity
+        Fraction of the blocks of every other layer that goes.
+    """
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    removed: dict[str, float] = {}
+    for name, (outputs, inputs, *taps) in shapes.items():
+        count = -(-outputs // side) * -(-inputs // side) * prod(taps)
+        if count >= min_structures:
+            kept = max(1, floor((1 - sparsity) * count + 0.5))
+            removed[name] = (1 - kept / count) * sizes[name]
+    return real_sparsity(sizes, removed)
 
 
 def sparsity_note(model: nn.Module, structures: Structures, selection: np.ndarray) -> tuple[str, ...]:
