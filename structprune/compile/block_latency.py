@@ -3,7 +3,8 @@
 A layer is timed as :mod:`structprune.layers.tune` times it for compiling, block-sparse beside dense, at several
 densities with blocks kept at random. Between them its time is interpolated; where the block-sparse layer would not be
 shipped, the layer costs what the dense one that is shipped instead takes, so that a solver knows that those densities
-gain nothing. The rest of the network is a constant: its time with those layers' outputs at hand.
+gain nothing. The rest of the network is timed with those layers' outputs at hand, as it is and as compiling rebuilds
+it: other linear layers packed, and convolutions with channels innermost where block-sparse ones are among them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from torch import Tensor, nn
 
 from solvers.problem import Product, Table, Term
 from structprune.axes.graph import Example, run
-from structprune.compile.sparse import Candidate, find_candidates, not_worth_timing, recorded_inputs
+from structprune.compile.packing import pack_linear, plan_packing
+from structprune.compile.sparse import (
+    Candidate,
+    convolutions_innermost,
+    find_candidates,
+    not_worth_timing,
+    recorded_inputs,
+)
 from structprune.data import device_of
 from structprune.layers.tune import MARGIN, Call, Tuned, one_thread, time_calls, tune
 from structprune.structures import EntryAxis, Structures
@@ -59,10 +67,17 @@ class LayerTime:
     best_dense_ns: float
     shipped_ns: float
 
+    def sparse_at(self, kept: np.ndarray) -> np.ndarray:
+        """Return the time of the block-sparse layer with so many weights kept, non-decreasing."""
+        return np.interp(kept, self.kept, np.maximum.accumulate(self.sparse_ns))
+
+    def pays(self, kept: np.ndarray, full: int) -> np.ndarray:
+        """Return whether the block-sparse layer is shipped with so many of ``full`` weights kept."""
+        return (self.sparse_at(kept) < MARGIN * self.best_dense_ns) & (kept < full)
+
     def at(self, kept: np.ndarray, full: int) -> np.ndarray:
         """Return the time in nanoseconds with so many of ``full`` weights kept, non-decreasing in ``kept``."""
-        sparse = np.interp(kept, self.kept, np.maximum.accumulate(self.sparse_ns))
-        pruned = np.where(sparse < MARGIN * self.best_dense_ns, sparse, self.shipped_ns)
+        pruned = np.where(self.pays(kept, full), self.sparse_at(kept), self.shipped_ns)
         return np.maximum.accumulate(np.where(kept < full, np.minimum(pruned, self.dense_ns), self.dense_ns))
 
 
@@ -74,12 +89,19 @@ class NetworkTime:
     ----------
     layers
         By the name of their weight.
-    rest_ns
-        One forward pass without those layers.
+    rest_ns, rebuilt_ns
+        One forward pass without those layers, of the network as it is and as compiling rebuilds it; the latter no more.
+    leader
+        The layer whose choice tells whether the rest is rebuilt: the slowest, with images the slowest convolution.
+    images
+        Whether there are convolutions among the layers: the rest is rebuilt only if one of them is block-sparse.
     """
 
     layers: dict[str, LayerTime]
     rest_ns: float
+    rebuilt_ns: float
+    leader: str
+    images: bool
 
     @property
     def dense_ns(self) -> float:
@@ -90,7 +112,9 @@ class NetworkTime:
         """Return integer nanoseconds by the axes' kept blocks, ``dense_ns`` at full widths.
 
         Parts of the network enter by their shares of it, so that times of one thread serve for several. Blocks that
-        the edge of a matrix cuts smaller are charged as if all were kept.
+        the edge of a matrix cuts smaller are charged as if all were kept. What the rest of the network gains by being
+        rebuilt is charged to the leader as long as that layer is whole, with images as long as it is dense; too much
+        is charged so where other layers are pruned and the leader is not, never too little.
         """
         scale = dense_ns / self.dense_ns
         axes: dict[str, list[tuple[int, EntryAxis]]] = {}
@@ -102,7 +126,11 @@ class NetworkTime:
             weights = [axis.weights_each * axis.size for _, axis in axes[tensor]]
             number, axis = axes[tensor][int(np.argmax(weights))]
             kept = axis.weights_each * axis.levels + sum(weights) - max(weights)
-            terms.append(Table((number,), np.ceil(scale * layer.at(kept, sum(weights))).astype(np.int64)))
+            nanoseconds = layer.at(kept, sum(weights))
+            if tensor == self.leader:
+                as_it_was = ~layer.pays(kept, sum(weights)) if self.images else kept == sum(weights)
+                nanoseconds = nanoseconds + np.where(as_it_was, self.rest_ns - self.rebuilt_ns, 0.0)
+            terms.append(Table((number,), np.ceil(scale * nanoseconds).astype(np.int64)))
         rest = dense_ns - sum(int(term.entries[-1]) for term in terms if isinstance(term, Table))
         return (*terms, Product((), rest)) if rest > 0 else tuple(terms)
 
@@ -181,13 +209,30 @@ def network_time(
                 names[tensor] = one.name
                 points.setdefault(tensor, []).append((int(one.mask.sum()), tuned))
     layers = {tensor: layer_time(names[tensor], found) for tensor, found in points.items() if len(found) == len(shares)}
-    rest = without(copy.deepcopy(model).eval(), [layer.name for layer in layers.values()], timing)
+    return with_rest(layers, model, timing, cache)
+
+
+def with_rest(
+    layers: dict[str, LayerTime], model: nn.Module, timing: Example, cache: Folder | Literal[False] | None
+) -> NetworkTime:
+    """Time the network without these layers, as it is and as compiling rebuilds it."""
+    names = [layer.name for layer in layers.values()]
+    model = copy.deepcopy(model).eval()
+    convolutions = [one for one in layers if isinstance(model.get_submodule(layers[one].name), nn.Conv2d)]
+    leader = max(convolutions or layers, key=lambda one: layers[one].dense_ns, default="")
+    packing = plan_packing(model, timing, leave=names, cache=cache)
+    rebuilt = pack_linear(copy.deepcopy(model), packing.names)
+    if convolutions:
+        convolutions_innermost(rebuilt)
+    calls = {
+        "dense, the rest": partial(run, without(model, names, timing), timing),
+        "dense, the rest rebuilt": partial(run, without(rebuilt, names, timing), timing),
+    }
     device = device_of(model)
     with torch.no_grad(), one_thread(device):
-        rest_ns = time_calls({"dense, the rest": partial(run, rest, timing)}, device, ROUNDS)[
-            "dense, the rest"
-        ].median_ns
-    return NetworkTime(layers, rest_ns)
+        timed = time_calls(calls, device, ROUNDS)
+    rest, again = (timed[name].median_ns for name in calls)
+    return NetworkTime(layers, rest, min(rest, again), leader, bool(convolutions))
 
 
 @dataclass(frozen=True)
@@ -201,7 +246,10 @@ class Replay:
 
 
 def without(model: nn.Module, names: Sequence[str], timing: Example) -> nn.Module:
-    """Let these layers of a network take no time, in place: each gives what it gave in one forward pass."""
+    """Let these layers of a network take no time, in place: each gives what it gave in one forward pass.
+
+    The layouts of their outputs are those that they had there.
+    """
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def note(name: str, module: nn.Module, given: object, output: Tensor) -> None:

@@ -307,8 +307,12 @@ def channels_innermost(model: nn.Module) -> None:
 
     torch then computes with channels innermost from the first convolution on, and no image is copied on the way.
     """
-    if not any(isinstance(layer, BlockSparseConv2d) for layer in model.modules()):
-        return
+    if any(isinstance(layer, BlockSparseConv2d) for layer in model.modules()):
+        convolutions_innermost(model)
+
+
+def convolutions_innermost(model: nn.Module) -> None:
+    """Lay out the weights of all dense convolutions with channels innermost."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)

@@ -36,6 +36,7 @@ class Clock:
         self.slow: set[str] = set()
         self.calls: list[tuple[str, float]] = []
         self.packs = True
+        self.gain = 0.0
 
     def tune(
         self, name: str, dense: nn.Module, build: Callable[[Any], BlockSparse], calls: list[Call], **_: Any
@@ -50,8 +51,9 @@ class Clock:
         return Tuned(name, "", ROWLOOP if pays else None, "rowloop", taken / best, medians)
 
     def time_calls(self, calls: dict[str, Any], *_: Any) -> dict[str, Timed]:
-        """The rest of a network takes 500 ns."""
-        return {name: Timed(REST_NS, REST_NS, REST_NS) for name in calls}
+        """The rest of a network takes 500 ns, rebuilt less by ``gain``."""
+        times = {"dense, the rest": REST_NS, "dense, the rest rebuilt": REST_NS - self.gain}
+        return {name: Timed(times[name], times[name], times[name]) for name in calls}
 
 
 @pytest.fixture
@@ -149,6 +151,31 @@ def test_blocks_at_a_ragged_edge_are_charged_as_kept(clock: Clock) -> None:
     assert table.entries[0] == pytest.approx(40 + 1000 / 3, abs=20)
 
 
+@pytest.mark.parametrize("gain, less", [(200.0, 200), (-100.0, 0)])
+def test_what_a_rebuilt_rest_gains_is_charged_to_one_layer(clock: Clock, gain: float, less: int) -> None:
+    """While it is whole; full widths take the dense time still, and a slower rest is not rebuilt."""
+    clock.gain = gain
+    model, x = Perceptron().eval(), as_example(torch.randn(64, 128))
+    structures = blocks(model, (64, 1))
+    terms = block_latency_ns(structures, model, x, dense_ns=2500)
+    first, second, rest = terms
+    assert isinstance(first, Table) and isinstance(second, Table) and isinstance(rest, Product)
+    assert rest.coefficient == REST_NS - less
+    assert first.entries[-2:].tolist() == [800, 1000 + less] and second.entries[-1] == 1000
+    assert amount(terms, structures, [axis.size for axis in structures.axes]) == 2500
+
+
+def test_with_images_the_rest_is_rebuilt_beside_block_sparse_layers_only(clock: Clock) -> None:
+    """A dense convolution that lost a block keeps the network's layout."""
+    clock.gain, clock.packs = 200.0, False
+    model, x = nn.Conv2d(64, 64, 3, padding=1).eval(), as_example(torch.randn(2, 64, 8, 8))
+    table, rest = block_latency_ns(blocks(model, (64, 1)), model, x, dense_ns=1500)
+    assert isinstance(table, Table) and isinstance(rest, Product)
+    assert rest.coefficient == REST_NS - 200
+    size = len(table.entries) - 1
+    assert table.entries[[0, size // 2, size - 1, size]].tolist() == [40, 540, 1200, 1200]
+
+
 def test_equal_layers_are_measured_once(clock: Clock) -> None:
     """Per density."""
     model, x = Perceptron().eval(), as_example(torch.randn(64, 128))
@@ -218,7 +245,7 @@ def test_solving_within_a_latency(clock: Clock) -> None:
     assert kept["fc1"] >= structures.axes[0].size - 1  # one block less makes it a layer that may be packed
     assert 0 < kept["fc2"] < structures.axes[1].size / 2 and pruned.built_as == "block-sparse"
     (row,) = [row for row in pruned.report.costs if row.resource == "latency_ns"]
-    assert row.predicted <= row.allowed and pruned.report.latency is not None
+    assert row.allowed is not None and row.predicted <= row.allowed and pruned.report.latency is not None
 
 
 def test_a_latency_that_cannot_be_reached(clock: Clock) -> None:
@@ -235,6 +262,6 @@ def test_a_real_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = Perceptron().eval(), torch.randn(64, 128)
     structures = blocks(model, (64, 1), example=x)
     found = network_time(structures, model, as_example(x), densities=(0, 0.5, 1))
-    assert set(found.layers) == {"fc1.weight", "fc2.weight"} and found.rest_ns > 0
+    assert set(found.layers) == {"fc1.weight", "fc2.weight"} and found.rest_ns >= found.rebuilt_ns > 0
     terms = found.terms(structures, 1_000_000)
     assert amount(terms, structures, [axis.size for axis in structures.axes]) == 1_000_000
