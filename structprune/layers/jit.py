@@ -74,13 +74,12 @@ def grouped_linear(
     call = None
     if lists is not None and x.is_cpu and values.is_cpu and values.is_contiguous():
         threads = torch.get_num_threads()
-        request = (x.shape, x.stride(), x.dtype, values.shape, values.dtype, outputs, activation, isa, threads, False)
-        call = lists.prepared(request)
+        call = lists.calls.get(
+            (x.shape, x.stride(), x.dtype, values.shape, values.dtype, outputs, activation, isa, threads, False)
+        )
     if call is None:
         x, call = _prepared_linear(x, values, columns, starts, order, activation, outputs, isa)
-    if out is not None:
-        _check_result(out, call)
-    return call(x, values, bias, out)
+    return call.run(x, values, bias, out)
 
 
 def _prepared_linear(
@@ -107,7 +106,7 @@ def _prepared_linear(
         x = x.to(torch.float32 if key.storage is Storage.WIDENED else dtype).contiguous()
     threads = torch.get_num_threads()
     request = (x.shape, x.stride(), dtype, values.shape, values.dtype, outputs, activation, isa, threads, changed)
-    call = lists.prepared(request)
+    call = lists.calls.get(request)
     if call is None:
         bases = row_bases(tokens, x.stride(0) if tokens > 1 else inputs)
         indices = Indices(columns, starts, order, bases)
@@ -171,7 +170,7 @@ def grouped_conv2d(
     code, key = lists.kernel(dtype, values.dtype, activation, isa, even=channels % 2 == 0)
     threads = torch.get_num_threads()
     request = (image.shape, dtype, values.shape, outputs, activation, isa, threads, kernel, stride)
-    call = lists.prepared(request)
+    call = lists.calls.get(request)
     if call is None:
         size = ((high - kernel[0]) // stride[0] + 1, (wide - kernel[1]) // stride[1] + 1)
         bases = corners(number, high, wide, channels, size, stride)
@@ -179,9 +178,7 @@ def grouped_conv2d(
         numbers = channels * stride[0] * stride[1]
         call = _product(code, key, indices, numbers, values.numel(), (number, *size, outputs), dtype)
         lists.keep(request, call)
-    if out is not None:
-        _check_result(out, call)
-    return call(image.float() if key.storage is Storage.WIDENED else image, values, bias, out)
+    return call.run(image.float() if key.storage is Storage.WIDENED else image, values, bias, out)
 
 
 def _product(
@@ -198,15 +195,6 @@ def _product(
     threads = threads_for(indices.tokens * entries)
     deal = deal_product(indices.tokens, indices.groups, key.tokens, token_bytes, threads)
     return Prepared(code, deal, indices, token_bytes, shape, dtype)
-
-
-def _check_result(out: Tensor, call: Prepared) -> None:
-    """Refuse a tensor that the result does not fit."""
-    if out.shape != call.shape or out.dtype != call.dtype or not out.is_contiguous() or not out.is_cpu:
-        raise ValueError(
-            f"Expected out as contiguous {call.dtype} {call.shape} on the CPU. Got {out.dtype} {tuple(out.shape)}, "
-            f"strides {out.stride()}. Leave it out to have one made."
-        )
 
 
 @lru_cache(maxsize=64)

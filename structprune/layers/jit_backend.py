@@ -39,8 +39,8 @@ class CpuJit(Backend):
 
     def linear(self, x: Tensor, packed: Packed, bias: Tensor | None, activation: Activation) -> Tensor:
         """Read the activations by the kept columns, bias and activation while the sums are in registers."""
-        lists = (packed.values.contiguous(), packed.columns, packed.starts, packed.order)
-        return grouped_linear(x, *lists, bias, activation, outputs=packed.outputs)
+        values, columns, starts, order = packed.values.contiguous(), packed.columns, packed.starts, packed.order
+        return grouped_linear(x, values, columns, starts, order, bias, activation, outputs=packed.outputs)
 
     def conv2d(
         self, x: Tensor, packed: Packed, geometry: Geometry, bias: Tensor | None, activation: Activation

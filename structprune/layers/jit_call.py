@@ -95,7 +95,7 @@ class Prepared:
         Of the outputs, the last dimension of which is that of the layer.
     """
 
-    __slots__ = ("_address", "_bases", "_code", "_fields", "_like", "_outputs", "_threads", "dtype", "shape")
+    __slots__ = ("_address", "_alone", "_bases", "_fields", "_like", "_outputs", "_threads", "_worker")
 
     def __init__(
         self, code: Code, deal: Deal, indices: Indices, token_bytes: int, shape: tuple[int, ...], dtype: torch.dtype
@@ -107,16 +107,21 @@ class Prepared:
             token_bytes,
         ))  # fmt: skip
         self._address, _ = self._fields.buffer_info()
-        self._code, self._bases, self._outputs, self._threads = code, indices.bases, shape[-1], deal.threads
-        self.shape, self.dtype = shape, dtype
+        self._worker, self._alone = code
+        self._bases, self._outputs, self._threads = indices.bases, shape[-1], deal.threads
         # `empty_like` of one number in this shape is a third faster than `empty` with a type, and takes no memory.
         self._like = torch.empty(1, dtype=dtype).expand(shape)
 
-    def __call__(self, x: Tensor, values: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
-        """Compute into ``out`` or, where it is None, into a new tensor."""
-        if bias is None:
-            bias_at = 0
-        else:
+    def run(self, x: Tensor, values: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+        """Compute, with ``out`` or, where it is None, with new outputs.
+
+        Raises
+        ------
+        ValueError
+            The bias or ``out`` does not fit the outputs.
+        """
+        bias_at = 0
+        if bias is not None:
             if bias.shape != (self._outputs,) or not bias.is_cpu:
                 raise ValueError(
                     f"Expected a bias of shape ({self._outputs},) on the CPU. Got {tuple(bias.shape)} on "
@@ -127,13 +132,20 @@ class Prepared:
             bias_at = bias.data_ptr()
         if out is None:
             out = torch.empty_like(self._like)
+        elif (
+            out.shape != self._like.shape or out.dtype != self._like.dtype or not out.is_contiguous() or not out.is_cpu
+        ):
+            raise ValueError(
+                f"Expected out as contiguous {self._like.dtype} {tuple(self._like.shape)} on the CPU. Got {out.dtype} "
+                f"{tuple(out.shape)}, strides {out.stride()}, on {out.device}. Leave it out to have one made."
+            )
         if self._threads == 1:
-            self._code.alone(self._address, x.data_ptr(), values.data_ptr(), bias_at, out.data_ptr())
+            self._alone(self._address, x.data_ptr(), values.data_ptr(), bias_at, out.data_ptr())
             return out
         fields = self._fields[:]
         fields[Field.X], fields[Field.VALUES] = x.data_ptr(), values.data_ptr()
         fields[Field.BIAS], fields[Field.OUT] = bias_at, out.data_ptr()
-        run(self._code.worker, fields, self._threads)
+        run(self._worker, fields, self._threads)
         return out
 
 

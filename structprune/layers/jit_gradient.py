@@ -68,12 +68,12 @@ def grouped_weight_gradient(
         return out.zero_()
     x = x if x.stride(1) == 1 else x.contiguous()
     request = ("gradient", x.shape, x.stride(), values.shape, outputs, isa, torch.get_num_threads())
-    call = lists.prepared(request)
+    call = lists.calls.get(request)
     if call is None:
         indices = Indices(columns, starts, order, row_bases(tokens, x.stride(0) if tokens > 1 else inputs))
         call = prepared_gradient(values, indices, inputs, (tokens, outputs), isa)
         lists.keep(request, call)
-    call(x, out, None, grad.contiguous())
+    call.run(x, out, None, grad.contiguous())
     return out
 
 
@@ -134,14 +134,14 @@ def grouped_conv2d_weight_gradient(
     if not grad.numel():
         return out.zero_()
     request = ("gradient", image.shape, values.shape, outputs, isa, torch.get_num_threads(), kernel, stride)
-    call = lists.prepared(request)
+    call = lists.calls.get(request)
     if call is None:
         bases = corners(number, high, wide, channels, size, stride)
         indices = Indices(lists.offsets(columns, kernel[1], channels, wide), starts, order, bases)
         numbers = channels * stride[0] * stride[1]
         call = prepared_gradient(values, indices, numbers, tuple(grad.shape), isa)
         lists.keep(request, call)
-    call(image, out, None, grad.contiguous())
+    call.run(image, out, None, grad.contiguous())
     return out
 
 

@@ -36,6 +36,8 @@ class IndexLists:
         Whether the columns come as pairs 2i, 2i + 1.
     steady
         Whether changes of the lists can be seen; tensors made in inference mode count none.
+    calls
+        Calls by what was asked of them, see `keep`.
     """
 
     def __init__(self, columns: Tensor, starts: Tensor, order: Tensor | None, size: tuple[int, int, int]) -> None:
@@ -47,41 +49,32 @@ class IndexLists:
         key = id(columns)
         self._columns = weakref.ref(columns, lambda _: _known.pop(key, None))
         self._starts = weakref.ref(starts, lambda _: _known.pop(key, None))
-        self._order = None if order is None else weakref.ref(order, lambda _: _known.pop(key, None))
-        self._stamps = stamp(columns), stamp(starts), stamp(order)
-        self._prepared: dict[Hashable, Prepared] = {}
+        self._order = none if order is None else weakref.ref(order, lambda _: _known.pop(key, None))
+        self._columns_at, self._columns_version = stamp(columns)
+        self._starts_at, self._starts_version = stamp(starts)
+        self._order_at, self._order_version = stamp(order)
+        self.calls: dict[Hashable, Prepared] = {}
         self._kernels: dict[Hashable, tuple[Code, KernelKey]] = {}
         self._offsets: dict[tuple[int, int, int], Tensor] = {}
 
     def hold(self, columns: Tensor, starts: Tensor, order: Tensor | None) -> bool:
         """Return whether these are the lists that were checked, unchanged; every call asks, so it is written flat."""
-        (at, version), (starts_at, starts_version), (order_at, order_version) = self._stamps
         return (
             self._columns() is columns
-            and columns._version == version
-            and columns.data_ptr() == at
             and self._starts() is starts
-            and starts._version == starts_version
-            and starts.data_ptr() == starts_at
-            and (
-                order is None
-                if self._order is None
-                else self._order() is order
-                and order is not None
-                and order._version == order_version
-                and order.data_ptr() == order_at
-            )
+            and self._order() is order
+            and columns._version == self._columns_version
+            and columns.data_ptr() == self._columns_at
+            and starts._version == self._starts_version
+            and starts.data_ptr() == self._starts_at
+            and (order is None or (order._version == self._order_version and order.data_ptr() == self._order_at))
         )
-
-    def prepared(self, request: Hashable) -> Prepared | None:
-        """Return what was kept under this request."""
-        return self._prepared.get(request)
 
     def keep(self, request: Hashable, call: Prepared) -> None:
         """Keep a call for the next like it."""
-        if len(self._prepared) >= MOST_PREPARED:
-            self._prepared.clear()
-        self._prepared[request] = call
+        if len(self.calls) >= MOST_PREPARED:
+            self.calls.clear()
+        self.calls[request] = call
 
     def kernel(
         self, dtype: torch.dtype, of_values: torch.dtype, activation: str, isa: Isa | None, even: bool
@@ -154,6 +147,10 @@ def checked_lists(
     if lists.steady:
         _known[id(columns)] = lists
     return lists
+
+
+def none() -> None:
+    """Stand in for the reference to an order where there is none."""
 
 
 def stamp(tensor: Tensor | None) -> tuple[int, int]:
