@@ -44,7 +44,7 @@ def draw_weights(seed: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("regularizer", REGULARIZERS, ids=repr)
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), step=STEPS)
 def test_prox_is_a_global_minimum(regularizer: Regularizer, seed: int, step: float) -> None:
     """No random point, no point near the answer and none with groups dropped or left whole is better."""
