@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.criteo.problems import DataFileError
 from benchmarks.criteo.text import Piece
+from benchmarks.grid.problems import DataFileError
 
 try:
     import pyarrow

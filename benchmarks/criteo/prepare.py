@@ -27,11 +27,11 @@ import numpy as np
 from benchmarks.criteo.arrays import ARRAYS, MANIFEST, Growing, Prepared, checksum, open_prepared
 from benchmarks.criteo.fit import Assign, Fitted, fit
 from benchmarks.criteo.layouts import Layout
-from benchmarks.criteo.problems import DataFileError, telling_disk_full
 from benchmarks.criteo.raw import RawPart, read_raw, write_raw
 from benchmarks.criteo.recipes import Preprocessing
 from benchmarks.criteo.splits import PARTS, Split
 from benchmarks.criteo.text import md5
+from benchmarks.grid.problems import DataFileError, telling_disk_full
 from structprune.files import write_atomically
 
 __all__ = ["Request", "prepare"]

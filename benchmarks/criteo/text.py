@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from benchmarks.criteo.problems import DataFileError
+from benchmarks.grid.problems import DataFileError
 
 __all__ = ["Piece", "Place", "md5", "pieces"]
 

@@ -19,7 +19,7 @@ pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra bench")
 from benchmarks.criteo.arrays import open_prepared
 from benchmarks.criteo.layouts import CATEGORICAL, CRITEO_X1, FIELDS, KAGGLE, MISSING_INT, TERABYTE
 from benchmarks.criteo.prepare import Request, prepare
-from benchmarks.criteo.problems import DataFileError, DiskFullError
+from benchmarks.grid.problems import DataFileError, DiskFullError
 from benchmarks.criteo.recipes import MISSING_ID, RARE_ID, Numbers, Preprocessing
 from benchmarks.criteo.splits import ByFile, InOrder, LastFile, Scattered
 from benchmarks.criteo.text import Place, pieces

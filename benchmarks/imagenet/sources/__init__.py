@@ -1,0 +1,1 @@
+"""Images as they lie on disk: folders of classes, tar shards, parquet files."""
