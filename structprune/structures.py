@@ -366,7 +366,8 @@ def block_weights(model: nn.Module, layers: Iterable[str | nn.Module] | None = N
     chosen = [(name, weight) for name, weight in weights if any(fnmatch.fnmatch(name, p) for p in patterns)]
     if not chosen:
         raise ValueError(
-            f"Expected layers to match a linear layer or convolution. Got {patterns[0]!r}, which matches none. "
+            "Expected layers to match a linear layer or convolution. "
+            f"Got {patterns[0].removesuffix('.*')!r}, which matches none. "
             f"Names look like {[name.removesuffix('.weight') for name, _ in weights[:3]]}."
         )
     return chosen

@@ -47,6 +47,25 @@ class Tiny(nn.Module):
         return self.last(torch.relu(self.second(torch.relu(self.norm(self.first(x))))))
 
 
+class Wide(nn.Module):
+    """A hidden layer of groups of rows that read the same inputs, in a mixed order."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 48), nn.Linear(48, 40)
+        rows = torch.arange(48) * 7 % 48
+        with torch.no_grad():
+            self.first.weight.mul_((rows[:, None] // 16 == torch.arange(32) % 3) + 0.01)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)))
+
+
+def wide():
+    torch.manual_seed(0)
+    return Wide()
+
+
 def make():
     return Tiny()
 
@@ -170,6 +189,45 @@ def test_equal_seeds_give_equal_networks(tmp_path: Path) -> None:
         assert solve_tiny(tmp_path / name, "--seed", "7") == 0
     a, b = (load(tmp_path / name, made("tinynet:make")).state_dict() for name in ("a", "b"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def solve_wide(out: Path, *more: object) -> int:
+    """Solve the wide network to a third of the weights in blocks of 16 outputs."""
+    options = ["--model", "tinynet:wide", "--example", "8x32", "--budget", "density=0.34", "--blocks", "16x1"]
+    return run("solve", *options, "--out", out, *more)
+
+
+def test_solve_cuts_blocks(tmp_path: Path) -> None:
+    """Of the layers that are named, and what is saved is loaded with as many weights as were allowed."""
+    assert solve_wide(tmp_path / "small", "--layers", "first", "--quiet") == 0
+    report = Report.from_json(tmp_path / "small" / "report.json")
+    assert report.kind == "blocks"
+    (row,) = [row for row in report.costs if row.resource == "density"]
+    assert row.before == 32 * 48 and row.predicted <= 0.34 * row.before
+    model = load(tmp_path / "small", named("tinynet:wide")())
+    assert int((model.state_dict()["first.weight"] != 0).sum()) == row.predicted
+    assert bool((model.state_dict()["last.weight"] != 0).all())
+
+
+def test_solve_arranges_before_it_cuts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The kept shares are shown, and the arranged network stays far closer to the dense one."""
+    assert solve_wide(tmp_path / "arranged", "--layers", "first", "--arrange") == 0
+    assert re.search(r"first  0\.\d+ -> (0\.99|1\.00)\d  folded", capsys.readouterr().out)
+    assert solve_wide(tmp_path / "plain", "--layers", "first", "--quiet") == 0
+    dense, x = named("tinynet:wide")().eval(), torch.randn(8, 32)
+    with torch.no_grad():
+        apart = [
+            float((load(tmp_path / name, named("tinynet:wide")())(x) - dense(x)).norm())
+            for name in ("arranged", "plain")
+        ]
+    assert apart[0] < apart[1] / 5
+
+
+def test_solve_arranges_all_but_what_is_kept_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A layer kept whole is neither cut nor ordered."""
+    assert solve_wide(tmp_path / "small", "--arrange", "--keep-whole", "last") == 0
+    shown = capsys.readouterr().out
+    assert "  first  " in shown and "  last  " not in shown
 
 
 def test_an_existing_folder_stops_solve_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,6 +398,17 @@ MISUSED = {
     "lr alone": (
         ["solve", "--model", "a:b", "--budget", "macs=0.5", "--out", "x", "--data", "a:b", "--lr", "1"],
         "--finetune",
+    ),
+    "layers alone": (["solve", "--model", "a:b", "--budget", "macs=0.5", "--out", "x", "--layers", "y"], "--blocks"),
+    "arrange alone": (["solve", "--model", "a:b", "--budget", "density=0.5", "--out", "x", "--arrange"], "--blocks"),
+    "arrange without density": (
+        ["solve", "--model", "a:b", "--budget", "macs=0.5", "--out", "x", "--blocks", "64x1", "--arrange"],
+        "density=0.25",
+    ),
+    "block size": (["solve", "--model", "a:b", "--budget", "macs=0.5", "--out", "x", "--blocks", "64"], "64x1"),
+    "blocks and widths": (
+        ["solve", "--model", "a:b", "--budget", "macs=.5", "--out", "x", "--blocks", "64x1", "--multiple-of", "8"],
+        "channels",
     ),
     "tune alone": (["solve", "--model", "a:b", "--budget", "macs=0.5", "--out", "x", "--finetune", "1"], "--data"),
 }
