@@ -6,6 +6,9 @@ measures speed, not accuracy. Each whole network is then timed on one thread of 
 turns and random order, medians over the rounds. Its rivals are the masked network as it is, for images the same with
 channels innermost, and the same with oneDNN's packed linear layers wherever the block-sparse one has sparse layers; the
 fastest of these counts. The block-sparse network may have its images with channels innermost as well.
+
+With ``--arrange`` nothing is timed: the score |w|^2 that blocks keep at a quarter of the density is printed for every
+layer, in the given order of the outputs and in the one that ``arrange`` finds, and written to ``arranged.md``.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,7 +32,7 @@ from benchmarks.cifar import data_folder
 from benchmarks.kernels_cpu import processor
 from benchmarks.mobilenets import SameConv, trained_mobilenet
 from benchmarks.texts import sentence_pairs, trained_minilm
-from structprune import Budget, blocks, masked, solve
+from structprune import Arrangement, Budget, arrange, blocks, masked, solve
 from structprune.axes import as_example
 from structprune.compile.sparse import plan_sparse, sparse_layers
 from structprune.layers import DENSE_ONEDNN, BlockSparseLinear
@@ -36,6 +40,8 @@ from structprune.layers.tune import first_look, one_thread, thread_times
 
 DENSITIES = (0.5, 0.25, 0.1)
 SHAPES = ((64, 1), (64, 16), (32, 32))
+ARRANGED = ((64, 1), (64, 16), (128, 16))
+ARRANGED_DENSITY = 0.25
 RESULTS = Path(__file__).parent / "results" / "block_sparse_models"
 CPU = torch.device("cpu")
 
@@ -184,14 +190,57 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def arrangement(subject: Subject, shape: tuple[int, int], density: float) -> tuple[Arrangement, float]:
+    """Return the reordered network, of the layers that do not stay whole, and the seconds that it took."""
+    structures = blocks(subject.model, shape, keep_whole=subject.keep_whole)
+    names = dict.fromkeys(tensor.removesuffix(".weight") for axis in structures.axes for tensor in axis.tensors())
+    start = time.perf_counter()
+    found = arrange(subject.model, shape, density, example=subject.batch, layers=names, progress=False)
+    return found, time.perf_counter() - start
+
+
+def arranged_table(rows: list[tuple[str, Arrangement, float]]) -> str:
+    """Return Markdown: a line for all layers of a network, and one for each."""
+    lines = ["| network | block | layer | kept before | kept after | order |", "|---|---|---|---:|---:|---|"]
+    for network, found, seconds in rows:
+        size = "x".join(map(str, found.shape))
+        shares = f"**{found.before:.3f}** | **{found.after:.3f}**"
+        lines.append(f"| {network} | {size} | all | {shares} | {len(found.folded)} folded, {seconds:.0f} s |")
+        lines += [f"| | | {one.name} | {one.before:.3f} | {one.after:.3f} | {one.order} |" for one in found.layers]
+    return "\n".join(lines)
+
+
+def measure_arrangements(folder: Path) -> None:
+    """Print what blocks keep before and after, and write ``results/block_sparse_models/arranged.md``."""
+    rows = []
+    for subject in (minilm(folder, 2), mobilenet(folder, 1)):
+        for shape in ARRANGED:
+            rows.append((subject.name.split(",")[0], *arrangement(subject, shape, ARRANGED_DENSITY)))
+            print(arranged_table(rows[-1:]), flush=True)
+    commit = provenance.commit(["structprune", "solvers", "benchmarks/block_sparse_models.py"])
+    words = f"""Share of |w|^2 that the best {ARRANGED_DENSITY:g} of the blocks of each layer keep, in the given order
+of the outputs and after `arrange`. The order is *folded* into the neighbouring layers where the network computes the
+same with it, and stored with the layer (*indexed*) elsewhere. {processor()}.
+
+`python -m benchmarks.block_sparse_models --arrange` (commit {commit})
+
+"""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "arranged.md").write_text(words + arranged_table(rows) + "\n")
+
+
 def main() -> None:
     """Measure everything and write ``results/block_sparse_models``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder of data (default: $STRUCTPRUNE_DATA, else ../shared/data)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
+    parser.add_argument("--arrange", action="store_true", help="print what blocks keep before and after reordering")
     options = parser.parse_args()
     folder = data_folder(options.data)
+    if options.arrange:
+        measure_arrangements(folder)
+        return
     rows = []
     for subject in (minilm(folder, 16), mobilenet(folder, 1)):
         for shape in SHAPES:
