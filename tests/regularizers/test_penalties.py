@@ -143,6 +143,18 @@ def test_squared_l23_beats_brute_force(seed: int, count: int, power: float) -> N
         assert mine <= local.fun + 1e-12
 
 
+def test_the_inequality_behind_squared_l23_holds() -> None:
+    """Step 2 of its proof: the smaller of two shares is better given away, for all 0 < a <= 1/sqrt(3) and b >= a.
+
+    In b the difference is a cubic with a positive leading coefficient; beyond b = 3 its terms are of one sign.
+    """
+    a = np.linspace(1e-4, 3**-0.5, 400)[:, None]
+    b = np.linspace(0, 3, 3001)[None]
+    difference = b * (2 - (1 + a**2) ** 2) + a + b**3 * (1 - a**2) - a * b**2 * (1 + 2 * a**2)
+    assert difference.min() > 0
+    assert np.all(3 * (1 - a**2) > a * (1 + 2 * a**2))
+
+
 def test_squared_l23_keeps_equals_together_or_drops_some() -> None:
     """Three equal norms: all are kept at a small step, one at a large one, never with unequal kept sizes."""
     norms = torch.ones(3, dtype=torch.float64)
