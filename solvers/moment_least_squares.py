@@ -35,7 +35,8 @@ class MomentMap:
     energy
         e, at least 0.
     owner
-        Structure of each entry of the ``(m, n)`` weight, -1 for entries that always stay.
+        Structure of each entry of the ``(m, n)`` weight; -1 for entries that always stay, and the number of structures
+        (one past the last of them) for entries that are gone whatever is kept.
     scale
         Weight of this map in the sum.
 
@@ -63,7 +64,7 @@ class MomentMap:
 
     def support(self, kept: Selection) -> BoolArray:
         """Entries that may differ from zero, ``(m, n)``."""
-        return np.asarray((self.owner < 0) | kept[np.maximum(self.owner, 0)])
+        return np.asarray((self.owner < 0) | np.append(kept, False)[np.maximum(self.owner, 0)])
 
     def loss(self, weight: FloatArray) -> float:
         """The loss of a weight ``(m, n)``."""
@@ -114,9 +115,9 @@ def group_norms(gradients: Sequence[FloatArray], owners: Sequence[IntArray], siz
     squares, sums = np.zeros(size), np.zeros(size)
     for gradient, owner in zip(gradients, owners, strict=True):
         rows = len(owner)
-        cell = np.arange(rows)[:, None] * (size + 1) + owner + 1
-        parts = np.bincount(cell.ravel(), weights=(gradient**2).ravel(), minlength=rows * (size + 1))
-        parts = parts.reshape(rows, size + 1)[:, 1:]
+        cell = np.arange(rows)[:, None] * (size + 2) + owner + 1
+        parts = np.bincount(cell.ravel(), weights=(gradient**2).ravel(), minlength=rows * (size + 2))
+        parts = parts.reshape(rows, size + 2)[:, 1 : size + 1]
         squares += parts.sum(0)
         sums += np.sqrt(parts).sum(0)
     return sums if by_output else np.sqrt(squares)

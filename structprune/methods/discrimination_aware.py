@@ -1,11 +1,11 @@
 """Discrimination-aware pruning: keep what the answer can be told from, layer by layer (Zhuang et al. 2018).
 
-The network is first trained with auxiliary heads, stage by stage (:mod:`.stages`). Then, from its inputs to its outputs,
-every axis starts from nothing and takes in the structures with the largest gains beside what it has, for the distance
-from the dense layer's outputs plus ``lam`` times the loss of the head behind it; the kept weights are fitted anew after
-each pick (:mod:`structprune.criteria.discrimination`). Channels that a residual stream ties together are one axis and
-are chosen together, by all maps that read them; heads of attention are channels of the projection behind them; kernels
-and blocks are entries of one weight.
+The network is first trained with auxiliary heads, stage by stage (:mod:`.stages`). Then, from its inputs to its
+outputs, every axis starts from nothing and takes in the structures with the largest gains beside what it has, for the
+distance from the dense layer's outputs plus ``lam`` times the loss of the head behind it; the kept weights are fitted
+anew after each pick (:mod:`structprune.criteria.discrimination`). Channels that a residual stream ties together are one
+axis and are chosen together, by all maps that read them; heads of attention are channels of the projection behind them;
+kernels and blocks are entries of one weight.
 
 How many structures an axis keeps is given, or allocated by a solver under the budget: by another criterion's curves, or
 (``adaptive``) by this method's own loss at every width.
@@ -139,7 +139,8 @@ class DiscriminationAware:
         base, widths, curves = self._widths(trained, setting, allocate, task, folder, key)
         walk = setting.walk(widths, base, folder=None if folder is None else folder / "chosen", key=key + repr(widths))
         scores = _scores(setting.structures, walk, curves, self._notes(walk, stages, setting))
-        if curves is None and not np.array_equal(allocate(scores).selection, walk.selection):
+        found = allocate(scores).selection if curves is None else walk.selection
+        if found is None or not np.array_equal(found, walk.selection):
             raise ValueError(
                 f"Expected widths within the budget. Got {_kept_text(setting.structures, walk.selection)}, which is "
                 "more than it allows. Raise the budget, or leave widths out to have them allocated."

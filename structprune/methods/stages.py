@@ -1,9 +1,9 @@
 """Stage-wise training of a network with auxiliary heads (Zhuang et al. 2018, algorithm 1).
 
-Heads at P places cut the network into P + 1 parts. In stage p the network is trained on the loss of head p plus its own;
-in the last stage on its own alone. Parts before the place of the stage's predecessor are frozen, so that each part stays
-what it was trained to be with its own head, and one network serves all stages of a selection. Batch norm keeps its
-statistics throughout: the recorded operators are those of evaluation.
+Heads at P places cut the network into P + 1 parts. In stage p the network is trained on the loss of head p plus its
+own; in the last stage on its own alone. Parts before the place of the stage's predecessor are frozen, so that each part
+stays what it was trained to be with its own head, and one network serves all stages of a selection. Batch norm keeps
+its statistics throughout: the recorded operators are those of evaluation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 

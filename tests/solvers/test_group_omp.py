@@ -103,6 +103,13 @@ def test_entries_without_owner_always_stay() -> None:
     assert not found[:, 1:].any()
 
 
+def test_entries_that_are_gone_stay_gone() -> None:
+    """An owner one past the last structure is kept by no selection, and its gradient counts for none."""
+    one = MomentMap(np.eye(3), np.ones((3, 1)), 3.0, np.array([[0, 1, 2]]))
+    assert one.fitted(np.ones(2, dtype=bool)).tolist() == [[1.0, 1.0, 0.0]]
+    assert group_norms([np.full((1, 3), 2.0)], [one.owner], 2, by_output=False).tolist() == [2.0, 2.0]
+
+
 def test_a_singular_moment_gives_the_solution_of_least_norm() -> None:
     """Two equal inputs share the weight of one."""
     one = MomentMap(np.ones((2, 2)), np.ones((2, 1)), 1.0, np.array([[0, 1]]))
