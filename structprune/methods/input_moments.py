@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from structprune.methods.engine import sum_over_ranks
 from structprune.methods.masked import Masked
 from structprune.methods.parts import Grid
+from structprune.methods.ranks import sum_over_ranks
 
 __all__ = ["InputMoments"]
 
