@@ -158,11 +158,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = data_folder(options.data)
     torch.set_num_threads(1)
-    rows = []
-    for subject in (perceptron(128), minilm(folder, 16), mobilenet(folder, 1)):
-        for cap in options.caps:
-            rows.append(measure(subject, cap, options.rounds))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    # Read before the measurement: the code that runs is that of now.
     caps = "" if tuple(options.caps) == CAPS else " --caps " + " ".join(f"{cap:g}" for cap in options.caps)
     head = {
         "command": f"python -m benchmarks.block_latency --rounds {options.rounds}{caps}",
@@ -171,6 +167,11 @@ def main() -> None:
         "threads": 1,
         "versions": provenance.versions(("torch", "llvmlite", "numpy")),
     }
+    rows = []
+    for subject in (perceptron(128), minilm(folder, 16), mobilenet(folder, 1)):
+        for cap in options.caps:
+            rows.append(measure(subject, cap, options.rounds))
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "rows.json").write_text(json.dumps(head | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     words = f"""Latency of whole networks in {SHAPE[0]}x{SHAPE[1]} blocks, pruned by magnitude without training to a
