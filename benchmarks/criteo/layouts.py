@@ -95,6 +95,8 @@ class Layout:
         numpy's type of I1 ... I13: int32, or float32 where they are scaled already.
     keys
         How C1 ... C26 are written.
+    rows
+        Of the whole data set, labelled.
     md5
         Of the text of known files, by name.
     """
@@ -106,6 +108,7 @@ class Layout:
     header: bool
     numeric: type[np.int32] | type[np.float32]
     keys: Keys
+    rows: int
     md5: Mapping[str, str] = field(default_factory=dict)
 
     def parse(self, piece: Piece) -> Columns:
@@ -314,6 +317,7 @@ CRITEO_X1 = Layout(
     True,
     np.float32,
     Keys.INTEGER,
+    45_840_617,
     {
         "train.csv": "30b89c1c7213013b92df52ec44f52dc5",
         "valid.csv": "f73c71fb3c4f66b6ebdfa032646bea72",
@@ -329,6 +333,7 @@ KAGGLE = Layout(
     False,
     np.int32,
     Keys.HEX,
+    45_840_617,
 )
 TERABYTE = Layout(
     "terabyte",
@@ -339,5 +344,6 @@ TERABYTE = Layout(
     False,
     np.int32,
     Keys.HEX,
+    4_373_472_329,
 )
 LAYOUTS = (CRITEO_X1, KAGGLE, TERABYTE)

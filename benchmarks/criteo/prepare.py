@@ -54,8 +54,6 @@ class Request:
         Which rows train, validate, test.
     preprocessing
         The recipe.
-    sample
-        What must be said beside figures from these rows, where they are no whole data set.
     piece_bytes
         Text that is read at once; bounds the memory and decides no number.
     check_md5
@@ -66,7 +64,6 @@ class Request:
     files: tuple[Path, ...]
     split: Split
     preprocessing: Preprocessing
-    sample: str = ""
     piece_bytes: int = PIECE_BYTES
     check_md5: bool = True
 
@@ -78,7 +75,6 @@ class Request:
             "sources": sources,
             "split": _plain(self.split),
             "preprocessing": _plain(self.preprocessing),
-            "sample": self.sample,
         }
 
     def dated(self) -> dict[str, Any]:
@@ -137,7 +133,7 @@ def prepare(request: Request, folder: Path, tell: Callable[[str], None] = lambda
         manifest = {
             "request": described,
             "md5": sums,
-            "sample": request.sample,
+            "sample": _sample(sum(totals), request.layout),
             "rows": rows,
             "fields": list(fitted.fields),
             "numeric": len(fitted.scalings),
@@ -266,6 +262,11 @@ def _flush(path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- small things
+
+
+def _sample(rows: int, layout: Layout) -> str:
+    """What must be said beside figures from rows that are not all of a data set."""
+    return "" if rows == layout.rows else f"a {rows:,}-row sample, not the {layout.rows:,} rows of {layout.name}"
 
 
 def _plain(value: Any) -> Any:

@@ -1,36 +1,18 @@
-"""Batches of images in an order that a seed and an epoch decide, whatever loads them and however often it stops."""
+"""Decoded and augmented images in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.grid.loading import Draw, DrawnBatches, EpochBatches, EpochLoader
 from benchmarks.imagenet.augment import Crops, Pixels
 from benchmarks.imagenet.sources.source import Source, decoded
 
-__all__ = ["Draw", "EpochBatches", "Images", "evaluation_loader", "order", "training_loader"]
-
-WINDOW = 16  # storage groups whose images are mixed with one another
-
-
-class Draw(NamedTuple):
-    """An image of an epoch.
-
-    Attributes
-    ----------
-    image
-        Which image.
-    epoch
-        In which pass, which decides the augmentation; -1 for none.
-    """
-
-    image: int
-    epoch: int
+__all__ = ["Images", "evaluation_loader", "training_loader"]
 
 
 class Images(Dataset):
@@ -66,58 +48,10 @@ class Images(Dataset):
         return self.pixels(array), int(self.source.labels[index])
 
 
-def order(groups: np.ndarray, seed: int, epoch: int, window: int = WINDOW) -> np.ndarray:
-    """Return a permutation of all images.
-
-    Storage groups are permuted, and images within ``window`` groups one after another: sources that read a group at
-    once keep few of them. Where every image is a group of its own this is a permutation of everything.
-    """
-    rng = np.random.default_rng((seed, epoch))
-    count = int(groups.max()) + 1 if groups.size else 0
-    if count == len(groups):
-        return rng.permutation(len(groups))
-    starts = np.searchsorted(groups, np.arange(count + 1))
-    shuffled = rng.permutation(count)
-    mixed = []
-    for begin in range(0, count, window):
-        own = np.concatenate([np.arange(starts[g], starts[g + 1]) for g in shuffled[begin : begin + window]])
-        mixed.append(rng.permutation(own))
-    return np.concatenate(mixed)
-
-
-class EpochBatches(Sampler[list[Draw]]):
-    """Batches of an epoch; the last one is left out where it is smaller.
-
-    Each pass is the next epoch, unless :meth:`set_epoch` says otherwise.
-    """
-
-    def __init__(self, groups: np.ndarray, batch_size: int, seed: int) -> None:
-        if not 1 <= batch_size <= len(groups):
-            raise ValueError(
-                f"Expected a batch of 1 to {len(groups)} images. Got {batch_size}. Pass another --batch-size."
-            )
-        self.groups, self.batch_size, self.seed = groups, batch_size, seed
-        self.epoch = 0
-        self.drop_last = True
-
-    def set_epoch(self, epoch: int) -> None:
-        """Make the next pass that epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        mixed = order(self.groups, self.seed, epoch)
-        for begin in range(0, len(self) * self.batch_size, self.batch_size):
-            yield [Draw(int(image), epoch) for image in mixed[begin : begin + self.batch_size]]
-
-    def __len__(self) -> int:
-        return len(self.groups) // self.batch_size
-
-
-def training_loader(images: Images, batch_size: int, workers: int, seed: int) -> DataLoader:
+def training_loader(images: Images, batch_size: int, workers: int, seed: int) -> EpochLoader:
     """Return a loader that draws every image once in an epoch, augmented."""
-    batches = EpochBatches(images.source.groups, batch_size, seed)
-    return DataLoader(images, batch_sampler=batches, num_workers=workers, **_memory(workers))
+    batches = DrawnBatches(EpochBatches(images.source.groups, batch_size, seed))
+    return EpochLoader(images, batch_sampler=batches, num_workers=workers, **_memory(workers))
 
 
 def evaluation_loader(images: Images, batch_size: int, workers: int) -> DataLoader:

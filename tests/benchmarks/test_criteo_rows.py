@@ -301,7 +301,7 @@ def tell(text):
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
-request = Request(KAGGLE, (Path(sys.argv[1]),), InOrder(20, 30), Preprocessing(Numbers.LOG, min_count=2), "", 5000)
+request = Request(KAGGLE, (Path(sys.argv[1]),), InOrder(20, 30), Preprocessing(Numbers.LOG, min_count=2), 5000)
 prepare(request, Path(sys.argv[2]), tell)
 """
 
