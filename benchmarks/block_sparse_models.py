@@ -32,7 +32,7 @@ from benchmarks.cifar import data_folder
 from benchmarks.kernels_cpu import processor
 from benchmarks.mobilenets import SameConv, trained_mobilenet
 from benchmarks.texts import sentence_pairs, trained_minilm
-from structprune import Arrangement, Budget, arrange, blocks, masked, solve
+from structprune import Arrangement, Budget, Magnitude, Structures, arrange, blocks, masked, solve
 from structprune.axes import as_example
 from structprune.compile.sparse import plan_sparse, sparse_layers
 from structprune.layers import DENSE_ONEDNN, BlockSparseLinear
@@ -190,37 +190,76 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def arrangement(subject: Subject, shape: tuple[int, int], density: float) -> tuple[Arrangement, float]:
-    """Return the reordered network, of the layers that do not stay whole, and the seconds that it took."""
+@dataclass(frozen=True)
+class ArrangedRow:
+    """One network that was reordered.
+
+    Attributes
+    ----------
+    network, found
+        Its name, and what was found for it.
+    seconds
+        That it took.
+    apart
+        |masked - dense| / |dense| over the outputs of the subject's batch, without training: blocks by magnitude in
+        the given order, and in the new one.
+    """
+
+    network: str
+    found: Arrangement
+    seconds: float
+    apart: tuple[float, float]
+
+
+def arrangement(subject: Subject, shape: tuple[int, int], density: float) -> ArrangedRow:
+    """Reorder the layers that do not stay whole."""
     structures = blocks(subject.model, shape, keep_whole=subject.keep_whole)
-    names = dict.fromkeys(tensor.removesuffix(".weight") for axis in structures.axes for tensor in axis.tensors())
+    names = list(dict.fromkeys(tensor.removesuffix(".weight") for axis in structures.axes for tensor in axis.tensors()))
     start = time.perf_counter()
     found = arrange(subject.model, shape, density, example=subject.batch, layers=names, progress=False)
-    return found, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    before = outputs_apart(subject, subject.model, blocks(subject.model, shape, layers=names), density)
+    ordered = blocks(found.model, shape, layers=names, orders=found.orders)
+    after = outputs_apart(subject, found.model, ordered, density)
+    return ArrangedRow(subject.name.split(",")[0], found, seconds, (before, after))
 
 
-def arranged_table(rows: list[tuple[str, Arrangement, float]]) -> str:
+@torch.no_grad()
+def outputs_apart(subject: Subject, model: nn.Module, structures: Structures, density: float) -> float:
+    """Return how far the network with only the best blocks by magnitude is from the dense one."""
+    values = Magnitude()(model, structures).values
+    kept = np.zeros(structures.n, dtype=bool)
+    kept[np.argsort(-values, kind="stable")[: round(density * structures.n)]] = True
+    dense, small = subject.model(*subject.batch), masked(model, structures, kept)(*subject.batch)
+    return float((small - dense).norm() / dense.norm())
+
+
+def arranged_table(rows: list[ArrangedRow]) -> str:
     """Return Markdown: a line for all layers of a network, and one for each."""
-    lines = ["| network | block | layer | kept before | kept after | order |", "|---|---|---|---:|---:|---|"]
-    for network, found, seconds in rows:
+    heads = "network | block | layer | kept before | kept after | order | outputs apart, before | after"
+    lines = [f"| {heads} |", "|---|---|---|---:|---:|---|---:|---:|"]
+    for row in rows:
+        found = row.found
         size = "x".join(map(str, found.shape))
-        shares = f"**{found.before:.3f}** | **{found.after:.3f}**"
-        lines.append(f"| {network} | {size} | all | {shares} | {len(found.folded)} folded, {seconds:.0f} s |")
-        lines += [f"| | | {one.name} | {one.before:.3f} | {one.after:.3f} | {one.order} |" for one in found.layers]
+        cells = [row.network, size, "all", f"**{found.before:.3f}**", f"**{found.after:.3f}**"]
+        cells += [f"{len(found.folded)} folded, {row.seconds:.0f} s", *(f"{apart:.2f}" for apart in row.apart)]
+        lines.append("| " + " | ".join(cells) + " |")
+        lines += [f"| | | {one.name} | {one.before:.3f} | {one.after:.3f} | {one.order} | | |" for one in found.layers]
     return "\n".join(lines)
 
 
 def measure_arrangements(folder: Path) -> None:
     """Print what blocks keep before and after, and write ``results/block_sparse_models/arranged.md``."""
     rows = []
-    for subject in (minilm(folder, 2), mobilenet(folder, 1)):
+    for subject in (minilm(folder, 16), mobilenet(folder, 1)):
         for shape in ARRANGED:
-            rows.append((subject.name.split(",")[0], *arrangement(subject, shape, ARRANGED_DENSITY)))
+            rows.append(arrangement(subject, shape, ARRANGED_DENSITY))
             print(arranged_table(rows[-1:]), flush=True)
     commit = provenance.commit(["structprune", "solvers", "benchmarks/block_sparse_models.py"])
     words = f"""Share of |w|^2 that the best {ARRANGED_DENSITY:g} of the blocks of each layer keep, in the given order
 of the outputs and after `arrange`. The order is *folded* into the neighbouring layers where the network computes the
-same with it, and stored with the layer (*indexed*) elsewhere. {processor()}.
+same with it, and stored with the layer (*indexed*) elsewhere. *outputs apart*: |masked - dense| / |dense| of the
+whole network's outputs with these blocks by magnitude, not trained: 1 is as far as outputs of zero. {processor()}.
 
 `python -m benchmarks.block_sparse_models --arrange` (commit {commit})
 

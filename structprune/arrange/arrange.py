@@ -2,8 +2,8 @@
 
 Blocks that are tall are fast and keep less of a weight than narrow ones at the same density: all rows of a block keep
 the same columns. Rows that want the same columns are therefore put next to each other before anything is selected.
-Afterwards it is too late: rows of a selection that was made without it cannot be merged. What rises is the score that is
-kept; what that is worth to the network's loss is the score's affair, and is to be measured.
+Afterwards it is too late: rows of a selection that was made without it cannot be merged. What rises is the kept
+score; what that is worth to the network's loss is the score's affair, and is to be measured.
 
 References
 ----------

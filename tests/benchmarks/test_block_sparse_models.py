@@ -31,17 +31,18 @@ def test_the_table_compares_with_the_fastest_dense_network() -> None:
 def test_the_table_of_arrangements_has_every_layer_that_is_cut() -> None:
     """With what its blocks keep before and after; layers that stay whole are not there."""
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
-    found, seconds = arrangement(Subject("net", model, (torch.randn(2, 8),), ("2",), False), (4, 1), 0.25)
-    lines = arranged_table([("net", found, seconds)]).splitlines()
-    (layer,) = found.layers
+    row = arrangement(Subject("net", model, (torch.randn(2, 8),), ("2",), False), (4, 1), 0.25)
+    lines = arranged_table([row]).splitlines()
+    (layer,) = row.found.layers
+    assert all(0 < apart < 2 for apart in row.apart)
     assert len(lines) == 4 and lines[2].startswith("| net | 4x1 | all |")
-    assert lines[3] == f"| | | 0 | {layer.before:.3f} | {layer.after:.3f} | folded |"
+    assert lines[3] == f"| | | 0 | {layer.before:.3f} | {layer.after:.3f} | folded | | |"
 
 
 @pytest.mark.slow
 def test_trained_layers_keep_more_after_reordering(data_folder: Path) -> None:
     """64x1 blocks of MiniLM's feed-forward layers keep at least a fifth more after the reordering."""
-    found, _ = arrangement(minilm(data_folder, 2), (64, 1), 0.25)
+    found = arrangement(minilm(data_folder, 2), (64, 1), 0.25).found
     assert found.after > 1.2 * found.before
     assert found.error < 1e-5
 
