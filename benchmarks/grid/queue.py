@@ -8,8 +8,9 @@ that would have to be cleared.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,11 @@ class Queue:
     folder
         Made where it is missing.
     settings
-        All else that decides the figures; rows measured with other settings are refused.
+        From a cell to all else that decides its figures; rows measured with other settings are refused.
     """
 
     folder: Path
-    settings: dict[str, object]
+    settings: Callable[[Cell], dict[str, object]]
 
     @property
     def rows_folder(self) -> Path:
@@ -53,8 +54,9 @@ class Queue:
             If it was measured with other settings.
         """
         row = read_row(self.rows_folder / f"{cell.key}.json")
-        if row is not None and row.settings != self.settings:
-            other = sorted(k for k in {*row.settings, *self.settings} if row.settings.get(k) != self.settings.get(k))
+        wanted = json.loads(json.dumps(self.settings(cell)))
+        if row is not None and row.settings != wanted:
+            other = sorted(key for key in {*row.settings, *wanted} if row.settings.get(key) != wanted.get(key))
             raise ValueError(
                 f"Expected rows in {self.rows_folder} of the same settings. Got {cell.key} with another "
                 f"{', '.join(other)}. Name another folder with --out."

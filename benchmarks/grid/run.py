@@ -91,7 +91,7 @@ def _row(cell: Cell, found: Measured, seconds: float, queue: Queue, origin: Orig
     return Row(
         cell=cell,
         values=dict(found.values),
-        settings=queue.settings,
+        settings=queue.settings(cell),
         sample=origin.sample,
         notes=found.notes,
         recalls=dict(found.recalls),
