@@ -19,6 +19,7 @@ from structprune.methods.groups import Group
 from structprune.methods.masked import Masked
 from structprune.methods.optimizer_state import Reset, chosen_reset, forget_entries, reset
 from structprune.methods.phases import Kind, Phase, Timeline
+from structprune.methods.ranks import same_on_all_ranks
 from structprune.methods.selection import Allocate, Keep, select
 from structprune.structures import Structures
 
@@ -188,6 +189,7 @@ class Harness:
 
     def mask(self, selection: np.ndarray) -> None:
         """Change to another mask: who comes or goes is forgotten by the optimiser, and who is gone waits."""
+        selection = same_on_all_ranks(torch.from_numpy(selection)).numpy()
         before = self.model.kept
         if np.array_equal(selection, before):
             return

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,7 @@ class TrainingMethod(ABC):
             progress=progress,
             folder=None if self.folder is None else Path(self.folder),
             parameters=lambda network: self.parameter_groups(network, self.settings),
+            identity=self._identity(keep),
         )
         hooks.finish()
         model = hooks.model.fold(structures)
@@ -202,6 +203,13 @@ class TrainingMethod(ABC):
         notes += [*stability_note(supports), *coverage_note(structures, selection)]
         notes += sparsity_note(model, structures, selection)
         return Fitted(model, selection, np.sqrt(values), supports, tuple(trained.history), tuple(notes))
+
+    def _identity(self, keep: Keep | None) -> dict[str, str]:
+        """What decides a run besides the training settings, as texts."""
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("training", "folder")}
+        if keep is not None:
+            own["keep"] = keep
+        return {"method": type(self).__name__} | {name: str(value) for name, value in own.items()}
 
     def prepare(
         self,
@@ -255,9 +263,12 @@ class TrainingMethod(ABC):
         return found.model, self.final_scores(found, structures, allocate)
 
     def final_scores(self, found: Fitted, structures: Structures, allocate: Allocate) -> Scores:
-        """Scores of the trained network: what was removed is worth nothing, the rest something between 1 and 2."""
+        """Scores of the trained network: between 1 and 2 for what is kept, -1 for the rest.
+
+        Less than nothing, so that no room that the budget leaves is filled with structures that are zeros.
+        """
         largest = max(float(found.values.max(initial=0.0)), 1e-30)
-        values = np.where(found.selection, 1 + found.values / largest, 0.0)
+        values = np.where(found.selection, 1 + found.values / largest, -1.0)
         scores = Scores(values, notes=found.notes)
         selection = allocate(scores).selection
         dropped = int((found.selection & ~selection).sum()) if selection is not None else structures.n
