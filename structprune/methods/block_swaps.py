@@ -17,6 +17,7 @@ from structprune.methods.harness import Harness, Setting
 from structprune.methods.input_moments import InputMoments
 from structprune.methods.method import Probe, TrainingMethod
 from structprune.methods.phases import Kind, Phase, Plan, Segment
+from structprune.methods.ranks import ranks, sum_over_ranks
 
 __all__ = ["BlockSwaps", "SwapHarness", "Swaps"]
 
@@ -201,7 +202,8 @@ class SwapHarness(Harness):
 
     def _loss(self) -> float:
         assert self.probe is not None
-        return self.probe(self.model)
+        # Batch norm has seen other examples on each rank: the mean is what all can agree on.
+        return float(sum_over_ranks(torch.tensor(self.probe(self.model), dtype=torch.float64))) / ranks()
 
     def _snapshot(self) -> dict[str, Any]:
         memory = [

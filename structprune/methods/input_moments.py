@@ -75,7 +75,7 @@ class InputMoments:
     def _add(self, name: str, grid: Grid, module: nn.Module, inputs: Tensor) -> None:
         convolution = not isinstance(module, nn.Linear)
         # Channels of a grouped convolution are read group by group: inputs of all groups share a weight's column.
-        columns = module.weight.shape[1]
+        columns = module.get_parameter("weight").shape[1]
         rows = inputs.movedim(1, -1) if convolution else inputs
         rows = rows.reshape(-1, columns).float()
         runs, width = grid.tiles.shape[1], grid.width

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from structprune.methods.attention import Attentive, attention
+from structprune.methods.groups import by_layer
 from structprune.methods.masked import Masked
 from structprune.methods.powerpropagation import PowerMasked
 from structprune.structures import Structures, blocks, channels
@@ -56,8 +57,7 @@ def test_attention_over_blocks_starts_as_the_dense_network(name: str) -> None:
     """The same with blocks, at whose edges smaller ones lie."""
     model, inputs = BY_NAME[name].make()
     structures = blocks(model, (4, 4))
-    wrapped = Masked(model, structures)
-    attentive = Attentive(model, structures, [True] * len(wrapped.groups)).eval()
+    attentive = Attentive(model, structures, [True] * len(by_layer(structures))).eval()
     for ours, dense in zip(run(attentive, inputs), run(model, inputs), strict=True):
         assert torch.equal(ours, dense)
 
@@ -97,12 +97,12 @@ def test_folded_blocks_compute_what_wrapped_ones_do(name: str, kind: str) -> Non
     """The same with blocks, and for powers of weights."""
     model, inputs = BY_NAME[name].make()
     structures = blocks(model, (4, 4))
-    wrapped = Masked(model, structures)
+    wrapped: Masked
     if kind == "power":
         wrapped = PowerMasked(model, structures, 2.0)
     else:
-        wrapped = Attentive(model, structures, [True] * len(wrapped.groups))
-        for logits in wrapped.logits:
+        wrapped = attentive = Attentive(model, structures, [True] * len(by_layer(structures)))
+        for logits in attentive.logits:
             nn.init.normal_(logits, 0, 0.5)
     selection = half(structures)
     wrapped.eval().keep(selection)
@@ -125,13 +125,14 @@ def test_powers_start_at_the_networks_own_scale(alpha: float) -> None:
 
 def test_a_structure_of_zeros_has_a_finite_gradient_under_powers() -> None:
     """The norm's slope at zero does not become NaN."""
-    model = nn.Sequential(nn.Linear(8, 8))
+    layer = nn.Linear(8, 8)
+    model = nn.Sequential(layer)
     structures = blocks(model, (4, 4))
     with torch.no_grad():
-        model[0].weight[:4, :4] = 0
+        layer.weight[:4, :4] = 0
     wrapped = PowerMasked(model, structures, 2.0)
     wrapped(torch.randn(3, 8)).square().sum().backward()
-    assert torch.isfinite(model[0].weight.grad).all()
+    assert layer.weight.grad is not None and torch.isfinite(layer.weight.grad).all()
 
 
 def test_a_gate_scales_a_channel_once() -> None:
@@ -165,18 +166,19 @@ def test_attention_has_mean_one_and_stays_within_its_limits() -> None:
 
 def test_dense_gradients_reach_what_is_removed() -> None:
     """With them the masked network has the same outputs, and a gradient at removed entries."""
-    model = nn.Sequential(nn.Linear(8, 8))
+    layer = nn.Linear(8, 8)
+    model = nn.Sequential(layer)
     wrapped = Masked(model, blocks(model, (4, 4)))
     wrapped.keep(np.array([True, False, False, True]))
     inputs = torch.randn(5, 8)
     masked = wrapped(inputs)
     masked.square().sum().backward()
-    assert not model[0].weight.grad[:4, 4:].any()
+    assert layer.weight.grad is not None and not layer.weight.grad[:4, 4:].any()
     model.zero_grad()
     wrapped.dense_gradients = True
     assert torch.equal(wrapped(inputs), masked)
     wrapped(inputs).square().sum().backward()
-    assert model[0].weight.grad[:4, 4:].any()
+    assert layer.weight.grad is not None and layer.weight.grad[:4, 4:].any()
 
 
 def test_nothing_to_choose_from_is_refused() -> None:

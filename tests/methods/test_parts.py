@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from structprune.methods.groups import by_layer
 from structprune.methods.parts import Entries, Grid, Rows, entry_part
-from structprune.structures import blocks, kernels, nm
+from structprune.structures import EntryAxis, blocks, kernels, nm
 
-LAYERS = [
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d
+
+LAYERS: list[tuple[Layer, tuple[int, int]]] = [
     (nn.Linear(16, 8), (4, 4)),
     (nn.Linear(13, 10), (4, 4)),
     (nn.Linear(5, 3), (8, 8)),
@@ -21,17 +23,18 @@ LAYERS = [
 ]
 
 
-def index_of(layer: nn.Module, shape: tuple[int, int]) -> tuple[Grid | Entries, Tensor]:
+def index_of(layer: Layer, shape: tuple[int, int]) -> tuple[Grid | Entries, Tensor]:
     """The layer's part, and the structure of each of its entries, counted over all its axes."""
     (group,) = by_layer(blocks(nn.Sequential(layer), shape))
     index = torch.full(layer.weight.shape, -1)
     for axis in group.axes:
+        assert isinstance(axis, EntryAxis)
         index = torch.where(axis.index >= 0, axis.index + axis.start, index)
     return entry_part(group.axes), index
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
-def test_a_gate_scales_the_entries_of_its_block(layer: nn.Module, shape: tuple[int, int]) -> None:
+def test_a_gate_scales_the_entries_of_its_block(layer: Layer, shape: tuple[int, int]) -> None:
     """The scaled weight is the weight times each entry's gate, bit for bit."""
     part, index = index_of(layer, shape)
     gates = torch.rand(int(index.max()) + 1)
@@ -39,13 +42,13 @@ def test_a_gate_scales_the_entries_of_its_block(layer: nn.Module, shape: tuple[i
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
-def test_blocks_of_any_layer_form_a_grid(layer: nn.Module, shape: tuple[int, int]) -> None:
+def test_blocks_of_any_layer_form_a_grid(layer: Layer, shape: tuple[int, int]) -> None:
     """No gate of the weight's size is needed for them."""
     assert isinstance(index_of(layer, shape)[0], Grid)
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
-def test_sums_are_the_adjoint_of_scaling(layer: nn.Module, shape: tuple[int, int]) -> None:
+def test_sums_are_the_adjoint_of_scaling(layer: Layer, shape: tuple[int, int]) -> None:
     """<v, scale(1, g)> = <sum(v), g> for all v and g: each entry is counted once, in its own structure."""
     part, index = index_of(layer, shape)
     values = torch.randn(layer.weight.shape, dtype=torch.float64)
@@ -55,7 +58,7 @@ def test_sums_are_the_adjoint_of_scaling(layer: nn.Module, shape: tuple[int, int
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
-def test_the_gradient_of_a_gate_is_its_blocks_alone(layer: nn.Module, shape: tuple[int, int]) -> None:
+def test_the_gradient_of_a_gate_is_its_blocks_alone(layer: Layer, shape: tuple[int, int]) -> None:
     """d/dg of <v, scale(W, g)> is the sum of v W over the block."""
     part, index = index_of(layer, shape)
     gates = torch.ones(int(index.max()) + 1, requires_grad=True)
