@@ -141,6 +141,7 @@ def method_of(
     min_phase_steps: int,
     trained: bool = False,
     min_structures: int = 1,
+    by_budget: bool = False,
     methods: tuple[NamedMethod, ...] = METHODS,
 ) -> TrainingMethod:
     """Return the method of a cell, ready to fit.
@@ -161,6 +162,8 @@ def method_of(
         Whether the network comes trained.
     min_structures
         Layers with fewer blocks stay dense.
+    by_budget
+        Whether `solve` says how much stays, instead of the cell's sparsity in every layer.
     methods
         To choose from.
 
@@ -177,6 +180,8 @@ def method_of(
     made = make(training=training, folder=folder, min_phase_steps=min_phase_steps)
     if named.alternates is not None and phases is not None:
         made = replace(made, schedule=phases.plan(named.alternates))
+    if by_budget:
+        return made
     if cell.method == DENSE:
         return replace(made, keep=Uniform(0.0))
     return replace(made, keep=Uniform(cell.sparsity, min_structures=min_structures, caps=named.caps))
