@@ -8,7 +8,7 @@ from benchmarks.criteo.coverage import reach
 from benchmarks.criteo.published import BARS_DENSE, ERRATA, PAPER_DENSE, TABLE_2
 from benchmarks.grid.cell import DENSE, Cell
 from benchmarks.grid.pages import Page, Part, Table
-from benchmarks.grid.report import by_cell, distortion, panels_of, picture, provenance, shown, warning_of
+from benchmarks.grid.report import by_cell, distortion, notes_of, panels_of, picture, provenance, shown, warning_of
 from benchmarks.grid.row import Row, summary
 
 __all__ = ["report"]
@@ -103,9 +103,3 @@ def line_of(cell: Cell, own: Sequence[Row], rows: Sequence[Row]) -> tuple[str, .
         shown(summary(own, "real sparsity of the model"), 1, factor=100),
         "" if changed is None else f"{changed[0]:.1f} ({changed[1]:.1f})",
     )
-
-
-def notes_of(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return what the methods say of the first seed's masks."""
-    first = min(row.cell.seed for row in rows)
-    return tuple(f"{row.cell.asked}: {'. '.join(row.notes)}." for row in rows if row.notes and row.cell.seed == first)

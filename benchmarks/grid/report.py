@@ -20,6 +20,7 @@ __all__ = [
     "Published",
     "by_cell",
     "distortion",
+    "notes_of",
     "panels_of",
     "picture",
     "provenance",
@@ -117,6 +118,12 @@ def provenance(rows: Sequence[Row]) -> str:
         f"Command: {all_of(row.command for row in rows)}. Commit: {all_of(row.commit for row in rows)}. "
         f"Machine: {all_of(row.machine for row in rows)}. Versions: {versions}."
     )
+
+
+def notes_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return what the methods say of the first seed's masks."""
+    first = min(row.cell.seed for row in rows)
+    return tuple(f"{row.cell.asked}: {'. '.join(row.notes)}." for row in rows if row.notes and row.cell.seed == first)
 
 
 def write_page(folder: Path, page: Page) -> list[Path]:
