@@ -56,7 +56,9 @@ class InputMoments:
                     "Pass whiten=False."
                 )
             self.grids[place.tensor] = place.part
-            self.handles.append(owner.register_forward_pre_hook(self._watch(place.tensor, place.part)))
+            # Channels of a grouped convolution are read group by group: a weight's column meets inputs of all groups.
+            columns = model.inner.get_parameter(place.tensor).shape[1]
+            self.handles.append(owner.register_forward_pre_hook(self._watch(place.tensor, place.part, columns)))
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -64,20 +66,17 @@ class InputMoments:
             handle.remove()
         self.handles = []
 
-    def _watch(self, name: str, grid: Grid) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def _watch(self, name: str, grid: Grid, columns: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             if self.watching and module.training:
-                self._add(name, grid, module, inputs[0].detach())
+                rows = inputs[0].detach() if isinstance(module, nn.Linear) else inputs[0].detach().movedim(1, -1)
+                self._add(name, grid, rows.reshape(-1, columns).float())
 
         return hook
 
     @torch.no_grad()
-    def _add(self, name: str, grid: Grid, module: nn.Module, inputs: Tensor) -> None:
-        convolution = not isinstance(module, nn.Linear)
-        # Channels of a grouped convolution are read group by group: inputs of all groups share a weight's column.
-        columns = module.get_parameter("weight").shape[1]
-        rows = inputs.movedim(1, -1) if convolution else inputs
-        rows = rows.reshape(-1, columns).float()
+    def _add(self, name: str, grid: Grid, rows: Tensor) -> None:
+        columns = rows.shape[1]
         runs, width = grid.tiles.shape[1], grid.width
         rows = F.pad(rows, (0, runs * width - columns)).view(-1, runs, width)
         moment = torch.einsum("nrb,nrc->rbc", rows, rows)

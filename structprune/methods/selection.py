@@ -23,6 +23,8 @@ from structprune.structures import Structures
 
 __all__ = ["Allocate", "ByValue", "Caps", "Evenly", "Keep", "Uniform", "counts_on_the_way", "select"]
 
+LEAST = 1e-3  # fraction below which losses rise slowly, so that differences above it are not lost in rounding
+
 Allocate = Callable[[Scores], Result]
 """The solver under the caller's budget."""
 
@@ -192,8 +194,10 @@ def _spread(places: Table, values: np.ndarray, alive: np.ndarray) -> np.ndarray:
 class Evenly:
     """The same fraction of every axis, as large as the caller's budget allows; the solver finds it.
 
-    Maximising ``sum_a c_a n_a log(x_a / n_a)`` under one budget on weights, with ``c_a`` weights per structure, makes
-    all fractions ``x_a / n_a`` equal, whatever the values are. An axis keeps at least one structure where it can.
+    Minimising ``sum_a c_a n_a (x_a / n_a)^(-3)`` under one budget on weights, with ``c_a`` weights per structure, makes
+    all fractions ``x_a / n_a`` equal, whatever the values are. Where costs are products of widths the fractions are
+    equal to a few percent: the power is what keeps one axis from paying for another. An axis keeps at least one
+    structure where it can.
     """
 
     def groups(self, structures: Structures) -> tuple[Group, ...]:
@@ -208,11 +212,11 @@ class Evenly:
         """What the solver gives each axis."""
         curves = {}
         for number, axis in enumerate(structures.axes):
-            kept = np.arange(axis.size + 1)
-            # Keeping none is worse than keeping one, by as much as one is worse than about 20.
-            share = np.where(kept > 0, kept, 0.05) / axis.size
+            # Keeping none costs more than keeping one, by as much as one does against two.
+            share = np.maximum(np.arange(axis.size + 1), 0.5) / axis.size
             weight = axis.size * float(structures.count[axis.entries].mean())
-            curves[number] = Curve(axis.order(values[axis.entries]), -weight * np.log(share))
+            loss = weight * (np.maximum(share, LEAST) ** -3 - LEAST * np.log(share) - 1)
+            curves[number] = Curve(axis.order(values[axis.entries]), loss)
         scores = Scores(values, curves)
         return _widths(structures, _asked(allocate, type(self).__name__)(scores))
 

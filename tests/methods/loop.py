@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -105,8 +105,7 @@ class Run:
     ) -> Run:
         """Wrap the network and meet the optimiser; 20 epochs of 6 steps."""
         task = task or small()
-        method = copy.deepcopy(method)
-        object.__setattr__(method, "epochs", STEPS // epoch)
+        method = replace(method, epochs=STEPS // epoch)
         model, hooks = method.prepare(
             task.model, task.structures, epoch=epoch, keep=keep, seed=seed, probe=probe or task.probe
         )
