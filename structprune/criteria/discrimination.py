@@ -58,6 +58,9 @@ class Discrimination:
         error of the authors' code.
     refits
         Newton steps of each fit.
+    reconstruct_last
+        Whether the weights that stay in the end are those that reconstruct best, whatever the picks were made by: a
+        head that has seen few examples can lead a fit astray more easily than a choice.
     damping
         Ridge towards the weights before the selection, as a fraction of the inputs' mean second moment.
     rows_per_column
@@ -75,6 +78,7 @@ class Discrimination:
     by_output: bool = False
     relative: bool = True
     refits: int = 1
+    reconstruct_last: bool = False
     damping: float = 1e-2
     rows_per_column: int = 48
     pass_examples: int | None = None
@@ -263,7 +267,7 @@ class DiscriminationOracle:
         self._supports = supports
         batches = self._turn()
         loss, slopes, squares = self._look(weights, batches)
-        for _ in range(self._settings.refits):
+        for _ in range(self._settings.refits if kept.any() else 0):  # nothing to fit but intercepts where nothing is
             direction = self._newton(weights, supports, slopes, squares)
             for fraction in SHORTER:
                 tried = [weight - fraction * step for weight, step in zip(weights, direction, strict=True)]
@@ -282,6 +286,12 @@ class DiscriminationOracle:
     def values(self, kept: Selection) -> np.ndarray:
         """Norm of each structure's gradient at the fitted weights, ``(size,)``."""
         return group_norms(self._gradients, self._owners, self._size, self._settings.by_output)
+
+    def settle(self, kept: Selection) -> None:
+        """Make the weights those that are to stay for a selection; it is the one that was fitted last."""
+        if self._settings.reconstruct_last:
+            self._closed.fit(kept)
+            self.weights = self._closed.weights
 
     def tensors(self) -> dict[str, Tensor]:
         """The fitted weights and intercepts by name, in the network's shapes and types."""

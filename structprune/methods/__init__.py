@@ -7,6 +7,7 @@ Each is a value with settings: pass it to ``solve`` as ``method=``, or call its 
 from structprune.methods.acdc import ACDC
 from structprune.methods.block_swaps import BlockSwaps, Swaps
 from structprune.methods.dense import DenseTraining
+from structprune.methods.discrimination_aware import DiscriminationAware
 from structprune.methods.engine import Training
 from structprune.methods.fixed_mask import FixedMask, RandomMask
 from structprune.methods.gradual import GradualMagnitude
@@ -28,6 +29,7 @@ __all__ = [
     "Caps",
     "Cubic",
     "DenseTraining",
+    "DiscriminationAware",
     "Evenly",
     "Exponential",
     "Fitted",

@@ -133,11 +133,13 @@ class DiscriminationAware:
         with differentiable(model, {}):  # for its random state: a loader that shuffles gives the same every time
             drawn = [(inputs, targets) for inputs, targets, _ in batches(data, model, self.examples)]
         folder = None if self.folder is None else Path(self.folder)
-        key = "" if folder is None else _fingerprint(self, model, drawn, seed)
-        setting, stages = self._prepared(model, structures, drawn, replace(task, loss=loss), seed, folder, key)
+        given = "" if folder is None else _fingerprint(model, drawn, seed)
+        setting, stages = self._prepared(model, structures, drawn, replace(task, loss=loss), seed, folder, given)
         trained = _with_weights(model, setting.weights)
-        base, widths, curves = self._widths(trained, setting, allocate, task, folder, key)
-        walk = setting.walk(widths, base, folder=None if folder is None else folder / "chosen", key=key + repr(widths))
+        base, widths, curves = self._widths(trained, setting, allocate, task, folder, given)
+        parts = (self._walked(), structures.kind, widths, base.tolist())
+        where, key = _place(folder, "chosen", given, self.stages, self.heads, *parts)
+        walk = setting.walk(widths, base, folder=where, key=key)
         scores = _scores(setting.structures, walk, curves, self._notes(walk, stages, setting))
         found = allocate(scores).selection if curves is None else walk.selection
         if found is None or not np.array_equal(found, walk.selection):
@@ -155,7 +157,7 @@ class DiscriminationAware:
         task: Task,
         seed: int,
         folder: Path | None,
-        key: str,
+        given: str,
     ) -> tuple[LayerSelection, Stages]:
         """Train with heads, and put together what all walks need."""
         labelled = structures.labelled
@@ -163,7 +165,7 @@ class DiscriminationAware:
         maps = [one for one in linear_maps(labelled) if not one.transposed or one.kind == "linear"]
         places = spread(bottlenecks(labelled, maps), self.heads, len(maps))
         tensors = named_tensors(model)
-        where = None if folder is None else folder / "stages"
+        where, key = _place(folder, "stages", given, self.stages, self.heads)
         stages = train_stages(labelled, tensors, places, drawn, task.loss, self.stages, seed, where, key)
         heads = [head_objective(place, head, task.loss) for place, head in zip(places, stages.heads, strict=True)]
         inputs = affordable(labelled, [inputs for inputs, _ in drawn], copies=2)
@@ -183,8 +185,8 @@ class DiscriminationAware:
             seed=seed,
         )
         if self.ranking is not None:
-            given = self.ranking(_with_weights(model, stages.weights), structures, task.data, task.loss)
-            values = given.check(structures).values
+            scores = self.ranking(_with_weights(model, stages.weights), structures, task.data, task.loss)
+            values = scores.check(structures).values
             rankings = {number: values[axis.entries] for number, axis in enumerate(structures.axes)}
             setting = replace(setting, rankings=rankings)
         return setting, stages
@@ -196,7 +198,7 @@ class DiscriminationAware:
         allocate: Allocate,
         task: Task,
         folder: Path | None,
-        key: str,
+        given: str,
     ) -> tuple[Selection, dict[int, int], dict[int, Curve] | None]:
         """The selection on axes that no map tells of, the widths of the others, and the curves they were allocated by.
 
@@ -220,7 +222,7 @@ class DiscriminationAware:
             return selection, {n: int(width) for n, width in near.items()}, None
         fisher = Fisher(examples=min(self.examples, 256))
         if self.adaptive:
-            scores = self._own_curves(trained, setting, task, fisher if untold else None, folder, key)
+            scores = self._own_curves(trained, setting, task, fisher if untold else None, folder, given)
         else:
             scores = (self.widths or self._default_widths(structures, setting.seed))(
                 trained, structures, task.data, task.loss
@@ -247,7 +249,7 @@ class DiscriminationAware:
         task: Task,
         fisher: Fisher | None,
         folder: Path | None,
-        key: str,
+        given: str,
     ) -> Scores:
         """This method's loss of every axis at every width, the others being whole."""
         structures = setting.structures
@@ -255,7 +257,7 @@ class DiscriminationAware:
         if fisher is not None:
             values = fisher(trained, structures, task.data, task.loss).values.copy()
         full = {number: structures.axes[number].size for number in setting.last_maps()}
-        where = None if folder is None else folder / "curves"
+        where, key = _place(folder, "curves", given, self.stages, self.heads, self._walked(), structures.kind)
         walk = setting.walk(full, np.ones(structures.n, dtype=bool), cutting=False, folder=where, key=key)
         curves = {}
         for number, found in walk.chosen.items():
@@ -265,6 +267,10 @@ class DiscriminationAware:
             curves[number] = Curve(found.order, rising)
             values[structures.axes[number].start + found.order] = -np.diff(rising)
         return Scores(values, curves)
+
+    def _walked(self) -> tuple[object, ...]:
+        """The settings that decide a walk, besides those of the stages."""
+        return self.loss, self.picking, self.ranking
 
     def _notes(self, walk: Walk, stages: Stages, setting: LayerSelection) -> tuple[str, ...]:
         found = list(walk.chosen.values())
@@ -337,10 +343,16 @@ def _kept_text(structures: Structures, selection: Selection) -> str:
     return ", ".join(shown[:3]) + (" ..." if len(shown) > 3 else "")
 
 
-def _fingerprint(method: DiscriminationAware, model: nn.Module, drawn: list[tuple[object, object]], seed: int) -> str:
-    """What files of this run are known by: settings, network, examples and seed."""
-    digest = hashlib.sha256(repr((replace(method, folder=None), seed)).encode())
+def _fingerprint(model: nn.Module, drawn: list[tuple[object, object]], seed: int) -> str:
+    """What the caller gave, as a number of few letters: network, examples and seed."""
+    digest = hashlib.sha256(repr(seed).encode())
     leaves = torch.utils._pytree.tree_leaves(drawn)
     for tensor in [*named_tensors(model).values(), *(leaf for leaf in leaves if isinstance(leaf, Tensor))]:
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _place(folder: Path | None, what: str, given: str, *settings: object) -> tuple[Path | None, str]:
+    """The folder of one part of the work and what its files are known by; runs of other settings lie beside."""
+    key = hashlib.sha256((given + repr(settings)).encode()).hexdigest()
+    return None if folder is None else folder / f"{what}_{key[:12]}", key

@@ -263,16 +263,19 @@ class Walk:
         if number in setting.rankings:
             asked = _Ranked(oracle, setting.rankings[number])
         if width == size and setting.picking.tolerance is None and number not in setting.rankings:
-            losses = np.full(size + 1, oracle.fit(np.ones(size, dtype=bool)))
-            order, weakness, kept = np.arange(size), 1.0, size
+            selection = np.ones(size, dtype=bool)
+            losses = np.full(size + 1, oracle.fit(selection))
+            order, weakness = np.arange(size), 1.0
         else:
             path = setting.picking.solve(asked, width)
-            values = np.asarray(asked.values(path.result.selection))
+            selection = path.result.selection
+            values = np.asarray(asked.values(selection))
             rest = np.setdiff1d(np.arange(size), path.order)
             order = np.concatenate([path.order, rest[np.argsort(-values[rest], kind="stable")]])
-            losses, weakness, kept = path.loss_at(size), path.weakness, int(path.result.selection.sum())
+            losses, weakness = path.loss_at(size), path.weakness
+        oracle.settle(selection)
         seconds = perf_counter() - started
-        return Chosen(order, kept, losses, weakness, oracle.tensors(), oracle.looked_at, seconds)
+        return Chosen(order, int(selection.sum()), losses, weakness, oracle.tensors(), oracle.looked_at, seconds)
 
     def take(self, number: int, found: Chosen, cutting: bool) -> None:
         """Go on with what was chosen for an axis."""
