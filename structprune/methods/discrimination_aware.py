@@ -33,15 +33,43 @@ from structprune.criteria.discrimination import Discrimination
 from structprune.criteria.gradients import batches, differentiable, needed, valid_examples
 from structprune.criteria.refit import fitted_maps
 from structprune.criteria.scores import Criterion, Curve, Scores
-from structprune.methods.layer_selection import LayerSelection, Picking, Walk
+from structprune.methods.layer_selection import Chosen, LayerSelection, Picking, Walk
 from structprune.methods.stages import Stages, StageTraining, train_stages
 from structprune.structures import Structures
 from structprune.task import Task
 from structprune.tensors import first_names, named_tensors
 
-__all__ = ["DiscriminationAware"]
+__all__ = ["DiscriminationAware", "Selected"]
 
 Allocate = Callable[[Scores], Result]
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """What was chosen, and how.
+
+    Attributes
+    ----------
+    model
+        A trained copy in dense shapes, zero where structures are gone.
+    scores
+        By which a solver chooses the same.
+    selection
+        ``(n,)``, True = kept.
+    chosen
+        Per axis: order, losses, time.
+    stages
+        The network that was pruned, with its heads.
+    given
+        Whether the widths were given rather than allocated.
+    """
+
+    model: nn.Module
+    scores: Scores
+    selection: Selection
+    chosen: Mapping[int, Chosen]
+    stages: Stages
+    given: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +148,31 @@ class DiscriminationAware:
         Raises
         ------
         ValueError
-            If data or loss is missing, structures are of a kind without groups of their own (N:M), or given widths are
-            not within the budget.
+            As :meth:`choose`, or if given widths are not within the budget.
+        """
+        chosen = self.choose(model, structures, allocate, task, seed)
+        found = allocate(chosen.scores).selection if chosen.given else chosen.selection
+        if found is None or not np.array_equal(found, chosen.selection):
+            raise ValueError(
+                f"Expected widths within the budget. Got {_kept_text(structures, chosen.selection)}, which is "
+                "more than it allows. Raise the budget, or leave widths out to have them allocated."
+            )
+        return chosen.model, chosen.scores
+
+    def choose(
+        self, model: nn.Module, structures: Structures, allocate: Allocate | None, task: Task, seed: int
+    ) -> Selected:
+        """Train with heads, choose and fit, with all that is known about it.
+
+        Parameters
+        ----------
+        allocate
+            The caller's solver under his budget; not asked for given widths, and then may be None.
+
+        Raises
+        ------
+        ValueError
+            If data or loss is missing, or structures are of a kind without groups of their own (N:M).
         """
         data, loss = needed("DiscriminationAware", task.data, task.loss)
         if structures.kind == "nm":
@@ -141,13 +192,7 @@ class DiscriminationAware:
         where, key = _place(folder, "chosen", given, self.stages, self.heads, *parts)
         walk = setting.walk(widths, base, folder=where, key=key)
         scores = _scores(setting.structures, walk, curves, self._notes(walk, stages, setting))
-        found = allocate(scores).selection if curves is None else walk.selection
-        if found is None or not np.array_equal(found, walk.selection):
-            raise ValueError(
-                f"Expected widths within the budget. Got {_kept_text(setting.structures, walk.selection)}, which is "
-                "more than it allows. Raise the budget, or leave widths out to have them allocated."
-            )
-        return _with_weights(model, walk.weights), scores
+        return Selected(_with_weights(model, walk.weights), scores, walk.selection, walk.chosen, stages, curves is None)
 
     def _prepared(
         self,
@@ -195,7 +240,7 @@ class DiscriminationAware:
         self,
         trained: nn.Module,
         setting: LayerSelection,
-        allocate: Allocate,
+        allocate: Allocate | None,
         task: Task,
         folder: Path | None,
         given: str,
@@ -228,6 +273,8 @@ class DiscriminationAware:
                 trained, structures, task.data, task.loss
             )
         scores = scores.check(structures)
+        if allocate is None:
+            raise ValueError("Expected widths where there is no budget to allocate under. Got none. Give widths.")
         found = allocate(scores).selection
         assert found is not None
         widths = structures.widths(found)
@@ -278,7 +325,7 @@ class DiscriminationAware:
         weakness = min((one.weakness for one in found), default=1.0)
         notes = [
             f"gains: reconstruction + {self.loss.lam:g} x discrimination, {len(stages.heads)} heads; "
-            f"{seconds:.1f} s to choose, {seconds / max(kept, 1):.2f} s per kept structure; "
+            f"{seconds:.1f} s of processor time to choose, {seconds / max(kept, 1):.2f} s per kept structure; "
             f"{sum(one.looked_at for one in found):,} examples went through parts of the network for it"
         ]
         if weakness < 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ class Chosen:
     looked_at
         Examples that went through the network for it, forward and backward.
     seconds
-        Wall time.
+        Processor time of this process, which other work on the machine does not lengthen as it does wall time.
     """
 
     order: np.ndarray
@@ -252,7 +252,7 @@ class Walk:
 
     def choose(self, number: int, width: int, objective: Objective) -> Chosen:
         """Pick ``width`` structures of an axis whose first map is next."""
-        started = perf_counter()
+        started = process_time()
         setting, structures = self._setting, self._setting.structures
         size = structures.axes[number].size
         masks = under_every_name(structures.masks(self.selection), setting.model)
@@ -274,7 +274,7 @@ class Walk:
             order = np.concatenate([path.order, rest[np.argsort(-values[rest], kind="stable")]])
             losses, weakness = path.loss_at(size), path.weakness
         oracle.settle(selection)
-        seconds = perf_counter() - started
+        seconds = process_time() - started
         return Chosen(order, int(selection.sum()), losses, weakness, oracle.tensors(), oracle.looked_at, seconds)
 
     def take(self, number: int, found: Chosen, cutting: bool) -> None:

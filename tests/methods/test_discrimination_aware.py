@@ -117,7 +117,7 @@ def test_the_line_builds_what_the_method_chose(found: Structures) -> None:
     macs = next(row for row in pruned.report.costs if row.resource == "macs")
     assert macs.predicted <= 0.6 * macs.before
     assert pruned.result.certificate is not None
-    assert any("to choose" in note for note in pruned.report.notes)
+    assert any("per kept structure" in note for note in pruned.report.notes)
     assert pruned.model(images()[0][0]).shape == (24, 3)
 
 
