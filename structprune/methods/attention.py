@@ -53,11 +53,10 @@ class Attentive(Masked):
     def __init__(self, model: nn.Module, structures: Structures, eligible: Sequence[bool]) -> None:
         super().__init__(model, structures)
         self.eligible = tuple(eligible)
-        device = next(model.parameters()).device
+        device = self.mask.device
         chosen = [group for group, may in zip(self.groups, self.eligible, strict=True) if may]
         self.logits = nn.ParameterList(nn.Parameter(torch.zeros(group.size, device=device)) for group in chosen)
         self.least = [0.0] * len(chosen)
-        self.mask = self.mask.to(device)
 
     def gates(self) -> Tensor:
         """Attention of every structure, one where the layer has none, ``(n,)``."""

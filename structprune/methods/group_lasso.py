@@ -80,7 +80,7 @@ def _rescale(model: Masked, factors: Tensor) -> None:
         if place.gated:
             weight = model.inner.get_parameter(place.tensor)
             own = factors[place.group.entries].to(weight)
-            weight.copy_(place.part.to(weight.device).scale(weight, own))
+            weight.copy_(model.part(place, weight.device).scale(weight, own))
 
 
 @dataclass(frozen=True, kw_only=True)

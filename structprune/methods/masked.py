@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from structprune.data import device_of
 from structprune.methods.groups import Group, by_layer
 from structprune.methods.parts import Part, Rows, entry_part
 from structprune.structures import ChannelAxis, Structures
@@ -77,8 +78,9 @@ class Masked(nn.Module):
         self.groups = by_layer(structures)
         self.places = tuple(place for group in self.groups for place in _places(group, model))
         self.dense_gradients = False
-        self.register_buffer("mask", torch.ones(structures.n))
+        self.register_buffer("mask", torch.ones(structures.n, device=device_of(model)))
         self._whole = True
+        self._moved: dict[tuple[int, torch.device], Part] = {}
 
     @property
     def kept(self) -> np.ndarray:
@@ -90,6 +92,13 @@ class Masked(nn.Module):
         """Set the mask, ``(n,)`` boolean."""
         self.mask.copy_(torch.from_numpy(np.asarray(selection, dtype=np.float32)))
         self._whole = bool(np.all(selection))
+
+    def part(self, place: Place, device: torch.device) -> Part:
+        """A place's entries, with indices on a device; moved there once."""
+        key = (self.places.index(place), device)
+        if key not in self._moved:
+            self._moved[key] = place.part.to(device)
+        return self._moved[key]
 
     def gates(self) -> Tensor | None:
         """One factor per structure, ``(n,)`` with its graph; None where weights are used as they are."""
@@ -109,7 +118,7 @@ class Masked(nn.Module):
                 continue
             weight = found.get(place.tensor, named[place.tensor])
             own = factors[place.group.entries]
-            found[place.tensor] = place.part.to(weight.device).scale(weight, own.to(weight.dtype))
+            found[place.tensor] = self.part(place, weight.device).scale(weight, own.to(weight.dtype))
         if self.dense_gradients:
             # The values are those above; the gradient reaches removed entries as if they were there.
             return {name: named[name] + (weight - named[name]).detach() for name, weight in found.items()}
@@ -128,7 +137,7 @@ class Masked(nn.Module):
             weight = named[place.tensor]
             before = found.get(place.tensor, torch.ones_like(weight, requires_grad=False))
             own = kept[place.group.entries].to(weight)
-            found[place.tensor] = place.part.to(weight.device).scale(before, own)
+            found[place.tensor] = self.part(place, weight.device).scale(before, own)
         return {name: mask != 0 for name, mask in found.items()}
 
     def sums(self, values: dict[str, Tensor], gated_only: bool = True) -> Tensor:
@@ -139,7 +148,7 @@ class Masked(nn.Module):
         totals: dict[int, Tensor] = {}
         for place in self.places:
             if place.tensor in values and (place.gated or not gated_only):
-                own = place.part.to(values[place.tensor].device).sum(values[place.tensor])
+                own = self.part(place, values[place.tensor].device).sum(values[place.tensor])
                 start = place.group.start
                 totals[start] = totals[start] + own if start in totals else own
         device = self.mask.device

@@ -195,7 +195,8 @@ class TrainingMethod(ABC):
         )
         hooks.finish()
         model = hooks.model.fold(structures)
-        notes = [*hooks.notes(), *refresh_batch_norm(model, batches)]
+        notes = [*hooks.notes(), *hooks.setting.keep.notes(hooks.setting.groups, hooks.model.kept)]
+        notes += refresh_batch_norm(model, batches)
         model.eval()
         selection = hooks.model.kept
         values = structures.sum({name: weight.square() for name, weight in _weights(model, structures).items()})

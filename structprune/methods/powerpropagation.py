@@ -37,7 +37,7 @@ class PowerMasked(Masked):
                 if place.gated:
                     weight = named[place.tensor]
                     own = scale[place.group.entries].to(weight.dtype)
-                    weight.copy_(place.part.to(weight.device).scale(weight, own))
+                    weight.copy_(self.part(place, weight.device).scale(weight, own))
 
     def gates(self) -> Tensor:
         """``||phi_i||^(alpha - 1)``, ``(n,)``."""

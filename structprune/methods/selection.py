@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from solvers.coverage import Coverage
+from solvers.coverage import Coverage, is_covering
 from solvers.result import Result
 from structprune.criteria.scores import Curve, Scores
 from structprune.methods.grids import Table, table
@@ -46,6 +46,10 @@ class Keep(Protocol):
 
     def pick(self, group: Group, values: np.ndarray, alive: np.ndarray, count: int) -> np.ndarray:
         """The ``count`` structures of a group that stay, boolean ``(size,)``, all of them alive."""
+        ...
+
+    def notes(self, groups: tuple[Group, ...], kept: np.ndarray) -> tuple[str, ...]:
+        """Sentences for a report on the final mask ``(n,)``."""
         ...
 
 
@@ -183,6 +187,22 @@ class Uniform:
             return _top(group, values, alive, count)
         return found.selection[places.rows, places.columns]
 
+    def notes(self, groups: tuple[Group, ...], kept: np.ndarray) -> tuple[str, ...]:
+        """Layers whose mask is not within the caps."""
+        beyond = [group.name for group in groups if self.caps is not None and not self._within(group, kept)]
+        if not beyond:
+            return ()
+        return (f"caps could not be met by what was left in {', '.join(beyond)}: the best by value stayed there",)
+
+    def _within(self, group: Group, kept: np.ndarray) -> bool:
+        own = kept[group.entries]
+        if self.caps is None or own.all():
+            return True
+        places = table(group)
+        spread = np.zeros(places.shape, dtype=bool)
+        spread[places.rows, places.columns] = own
+        return is_covering(spread, self.caps.coverage(int(own.sum()), *places.shape))
+
 
 def _spread(places: Table, values: np.ndarray, alive: np.ndarray) -> np.ndarray:
     spread = np.full(places.shape, -np.inf)
@@ -223,6 +243,10 @@ class Evenly:
     def pick(self, group: Group, values: np.ndarray, alive: np.ndarray, count: int) -> np.ndarray:
         """The best by value."""
         return _top(group, values, alive, count)
+
+    def notes(self, groups: tuple[Group, ...], kept: np.ndarray) -> tuple[str, ...]:
+        """None."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -267,6 +291,10 @@ class ByValue:
     def pick(self, group: Group, values: np.ndarray, alive: np.ndarray, count: int) -> np.ndarray:
         """The best by value."""
         return _top(group, values, alive, count)
+
+    def notes(self, groups: tuple[Group, ...], kept: np.ndarray) -> tuple[str, ...]:
+        """None."""
+        return ()
 
 
 def _asked(allocate: Allocate | None, who: str) -> Allocate:

@@ -45,7 +45,7 @@ def soft_top_k(values: Tensor, count: int, sharpness: float) -> Tensor:
     exact = values.detach().double()
     # At the low end all places are filled to one, at the high end to nothing, up to e^-40.
     low, high = exact.min() - 40 / sharpness, exact.max() + 40 / sharpness
-    for _ in range(100):
+    for _ in range(64):
         middle = (low + high) / 2
         above = torch.sigmoid(sharpness * (exact - middle)).sum() > count
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
@@ -94,19 +94,24 @@ class SoftMasked(Masked):
 
     def effective(self) -> dict[str, Tensor]:
         """Softly scaled weights, masked in their values and not in their gradients."""
-        hard = super().effective()
         gates = self.gates()
         if gates is None:
-            return hard
+            return super().effective()
         named = dict(self.inner.named_parameters())
-        found: dict[str, Tensor] = {}
+        soft: dict[str, Tensor] = {}
+        hard: dict[str, Tensor] = {}
         for place in self.places:
-            weight = found.get(place.tensor, named[place.tensor])
+            weight = soft.get(place.tensor, named[place.tensor])
             if place.gated:
                 own = gates[place.group.entries].to(weight.dtype)
-                weight = place.part.to(weight.device).scale(weight, own)
-            found[place.tensor] = weight
-        return {name: soft + (hard[name] - soft).detach() if name in hard else soft for name, soft in found.items()}
+                weight = self.part(place, weight.device).scale(weight, own)
+            soft[place.tensor] = weight
+        with torch.no_grad():
+            for place in self.places:
+                weight = hard.get(place.tensor, soft[place.tensor])
+                own = self.mask[place.group.entries].to(weight.dtype)
+                hard[place.tensor] = self.part(place, weight.device).scale(weight, own)
+        return {name: weight + (hard[name] - weight).detach() for name, weight in soft.items()}
 
 
 class SoftHarness(Harness):

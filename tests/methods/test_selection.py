@@ -132,6 +132,17 @@ def test_caps_that_cannot_be_met_give_way() -> None:
     alive = table(group).rows == 2
     picked = Uniform(0.8, 1, Caps(1.0)).pick(group, np.arange(12.0), alive, 3)
     assert np.array_equal(picked, alive)
+    (note,) = Uniform(0.8, 1, Caps(1.0)).notes((group,), picked)
+    assert note == "caps could not be met by what was left in 0: the best by value stayed there"
+
+
+def test_masks_within_the_caps_need_no_word() -> None:
+    """Nothing is said where the caps hold, or where there are none."""
+    structures = blocks(nn.Sequential(nn.Linear(16, 12)), (4, 4))
+    groups = by_layer(structures)
+    keep = Uniform(0.58, 1, Caps(1.0))
+    picked = keep.pick(groups[0], np.arange(12.0), np.ones(12, dtype=bool), 5)
+    assert keep.notes(groups, picked) == () and Uniform(0.58, 1).notes(groups, picked) == ()
 
 
 def test_even_shares_are_even_and_as_large_as_the_budget_allows() -> None:
