@@ -26,12 +26,14 @@ from rich.markdown import Markdown
 
 from benchmarks.cifar import MissingDataError
 from benchmarks.criteo.arrays import Prepared, open_prepared
+from benchmarks.criteo.coverage import reach
 from benchmarks.criteo.dry_run import ROWS, dry_run
 from benchmarks.criteo.find import default_preprocessing, default_split, found_files, instructions
-from benchmarks.criteo.layouts import LAYOUTS
+from benchmarks.criteo.layouts import FIELDS, LAYOUTS
 from benchmarks.criteo.measure import ClickBenchmark
 from benchmarks.criteo.prepare import Request, prepare
 from benchmarks.criteo.recipes import Numbers, Preprocessing
+from benchmarks.criteo.reference import name_of
 from benchmarks.criteo.report import report
 from benchmarks.criteo.training import RECIPES, Recipe
 from benchmarks.grid.cell import Cell, cells_of
@@ -75,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     names = [recipe.name for recipe in RECIPES]
     made.add_argument("--recipe", nargs="+", choices=names, default=names, help="how the network is trained")
     made.add_argument("--whole-network", action="store_true", help="prune all dense layers instead of the first")
+    made.add_argument("--reference", action="store_true", help="also dense networks on the best m fields")
     add_grid(made, BLOCKS, SPARSITIES, SEEDS)
     add_running(made, RESULTS)
     return made
@@ -109,6 +112,7 @@ def act(options: argparse.Namespace, given: Sequence[str], console: Console) -> 
     ]
     names = [recipe.name for recipe in recipes]
     cells = cells_of(names, options.methods, options.blocks, options.sparsity, range(options.seeds))
+    cells += reference_cells(cells) if options.reference else []
     if options.dry_run:
         console.print(Markdown(as_markdown(dry_page(options, recipes, cells), "")[0]))
         return 0
@@ -129,6 +133,16 @@ def act(options: argparse.Namespace, given: Sequence[str], console: Console) -> 
         status = run_processes(MODULE, [*rest[:where], *rest[where + 2 :], "--resume"], options.processes)
         return status or written(options.out, console)
     return measured(options, recipes, cells, prepared, given, console)
+
+
+def reference_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """Return a cell for each number of fields that a mask of the grid can read at most, where that is not all."""
+    most = {(cell.network, cell.seed, reach(cell.block, cell.sparsity).fields) for cell in cells if cell.block}
+    return [
+        Cell(network, name_of(count), 0, 0.0, seed)
+        for network, seed, count in sorted(most, key=lambda one: (one[1], one[0], one[2]))
+        if count < len(FIELDS)
+    ]
 
 
 def prepared_rows(options: argparse.Namespace, console: Console) -> Prepared:

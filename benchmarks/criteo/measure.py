@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,10 +15,12 @@ from benchmarks.criteo.arrays import Prepared
 from benchmarks.criteo.loading import training_loader
 from benchmarks.criteo.network import FIELDS, FIRST_LAYER, WIDTH, ClickNetwork, click_loss
 from benchmarks.criteo.quality import quality
+from benchmarks.criteo.reference import best_fields, fields_of
 from benchmarks.criteo.training import Recipe
 from benchmarks.grid.cell import DENSE, Cell
 from benchmarks.grid.methods import method_of
 from benchmarks.grid.run import Measured
+from structprune.methods import Fitted
 from structprune.structures import Structures, blocks
 
 __all__ = ["ClickBenchmark", "fields_alive"]
@@ -56,21 +58,38 @@ class ClickBenchmark:
 
     def measure(self, cell: Cell, folder: Path) -> Measured:
         """Train and measure a cell; checkpoints go to ``folder``."""
-        recipe, rows = self.recipes[cell.network], self.prepared.parts
-        model = self.network(cell.seed, recipe.dropout)
+        count = fields_of(cell.method)
+        if count is None:
+            return self.trained(cell, folder, None)
+        dense = replace(cell, method=DENSE)
+        whole = self.fitted(dense, folder / "all fields", None)[0].model
+        return self.trained(dense, folder / "best fields", best_fields(whole, self.prepared, count, cell.seed))
+
+    def fitted(self, cell: Cell, folder: Path, fields: np.ndarray | None) -> tuple[Fitted, Structures, float]:
+        """Train a cell's network on the fields it may see; also returns the structures and the seconds."""
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe = self.recipes[cell.network]
+        model = self.network(cell.seed, recipe.dropout, fields)
         structures = self.structures(model, cell.block or WIDTH)
         method = method_of(cell, recipe.training, recipe.phases, folder=folder, min_phase_steps=self.min_phase_steps)
-        data = training_loader(rows["train"], recipe.batch_size, cell.seed, self.workers)
+        rows = self.prepared.parts["train"]
+        data = training_loader(rows, recipe.batch_size, cell.seed, self.workers)
         start = perf_counter()
         found = method.fit(model, structures, data, click_loss, seed=cell.seed, progress=self.progress)
-        seconds = perf_counter() - start
+        return found, structures, perf_counter() - start
+
+    def trained(self, cell: Cell, folder: Path, fields: np.ndarray | None) -> Measured:
+        """Train and measure a network on the fields it may see."""
+        found, structures, seconds = self.fitted(cell, folder, fields)
+        recipe, rows = self.recipes[cell.network], self.prepared.parts
         kept = structures.masks(found.selection)
+        seen = fields_alive(found.model) & (True if fields is None else fields)
         values: dict[str, float | None] = {
             "kept blocks": float(found.selection.sum()),
             "training loss": found.history[-1].loss,
             "rows per second": len(rows["train"]) * recipe.training.epochs / seconds,
             **sparsities(found.model, kept),
-            "fields alive": float(fields_alive(found.model).sum()),
+            "fields alive": float(seen.sum()),
             "units alive": float((dict(found.model.named_parameters())[FIRST_LAYER] != 0).any(1).sum()),
         }
         recalls: dict[str, tuple[float, ...]] = {}
@@ -78,7 +97,11 @@ class ClickBenchmark:
             one = quality(found.model, rows[part])
             values |= {f"{part} log-loss": one.log_loss, f"{part} AUC": one.auc}
             recalls[part] = one.recalls
-        return Measured(values, tuple(found.notes) if cell.method != DENSE else (), recalls)
+        notes = tuple(found.notes) if cell.method != DENSE else ()
+        if fields is not None:
+            names = (name for name, own in zip(self.prepared.fields, fields, strict=True) if own)
+            notes = (f"sees {', '.join(names)}",)
+        return Measured(values, notes, recalls)
 
     def network(self, seed: int, dropout: float, fields: np.ndarray | None = None) -> ClickNetwork:
         """Return the untrained network of a seed."""

@@ -38,13 +38,14 @@ class Cell:
     @property
     def key(self) -> str:
         """A name for files."""
-        return f"{self.network}-{self.method}-b{self.block}-s{1e4 * self.sparsity:04.0f}-seed{self.seed}"
+        method = self.method.replace(": ", "-").replace(" ", "-")
+        return f"{self.network}-{method}-b{self.block}-s{1e4 * self.sparsity:04.0f}-seed{self.seed}"
 
     @property
     def asked(self) -> str:
         """The cell in words."""
-        if self.method == DENSE:
-            return f"{self.network}, {DENSE}, seed {self.seed}"
+        if not self.sparsity:
+            return f"{self.network}, {self.method}, seed {self.seed}"
         blocks = f"{self.block} x {self.block} blocks" if self.block else "channels"
         return f"{self.network}, {self.method}, {blocks}, {self.sparsity:.0%}, seed {self.seed}"
 

@@ -78,8 +78,8 @@ def panels_of(rows: Sequence[Row], value: str, published: Published, *, factor: 
     dense = [row for row in rows if row.cell.method == DENSE]
     level = summary(dense, value).mean
     panels = []
-    for block in sorted({cell.block for cell in cells if cell.method != DENSE}):
-        own = {cell: measured for cell, measured in cells.items() if cell.block == block and cell.method != DENSE}
+    for block in sorted({cell.block for cell in cells if cell.sparsity}):
+        own = {cell: measured for cell, measured in cells.items() if cell.block == block and cell.sparsity}
         series = []
         for method in dict.fromkeys(cell.method for cell in own):
             points = []
