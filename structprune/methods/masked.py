@@ -80,7 +80,7 @@ class Masked(nn.Module):
         self.dense_gradients = False
         self.register_buffer("mask", torch.ones(structures.n, device=device_of(model)))
         self._whole = True
-        self._moved: dict[tuple[int, torch.device], Part] = {}
+        self._moved: dict[tuple[Place, torch.device], Part] = {}
 
     @property
     def kept(self) -> np.ndarray:
@@ -95,7 +95,7 @@ class Masked(nn.Module):
 
     def part(self, place: Place, device: torch.device) -> Part:
         """A place's entries, with indices on a device; moved there once."""
-        key = (self.places.index(place), device)
+        key = (place, device)
         if key not in self._moved:
             self._moved[key] = place.part.to(device)
         return self._moved[key]
