@@ -30,10 +30,14 @@ PACKAGES = {  # module: what pip is asked for; torch brings the Triton that belo
     "pytest": "pytest>=8",
     "hypothesis": "hypothesis",
     "llvmlite": "llvmlite",
+    "accelerate": "accelerate>=1.10",
 }
 NEVER_INSTALLED = ("torch", "triton")
 TOLD = ("torch", "triton", *PACKAGES, "scikit-learn")
-CODE = ("structprune", "solvers", "benchmarks/*.py", "benchmarks/*.sh", "benchmarks/kernels", "tests")
+CODE = (
+    *("structprune", "solvers", "tests", "benchmarks/*.py", "benchmarks/*.sh"),
+    *("benchmarks/kernels", "benchmarks/blocks", "benchmarks/grid"),
+)
 STATUSES = ("done", "failed", "skipped", "unfinished")
 TAIL = 4000  # characters of a log
 

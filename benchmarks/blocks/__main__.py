@@ -34,7 +34,7 @@ from benchmarks.grid.pages import as_markdown
 from benchmarks.grid.queue import Queue
 from benchmarks.grid.report import write_page
 from benchmarks.grid.row import read_rows
-from benchmarks.grid.run import Origin, rank, run_queue
+from benchmarks.grid.run import Origin, rank, ranks, run_queue, started
 from benchmarks.provenance import ROOT
 
 MODULE = "benchmarks.blocks"
@@ -42,6 +42,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "blocks"
 CODE = ("structprune", "solvers", "benchmarks/blocks", "benchmarks/grid", "benchmarks/cifar.py")
 PACKAGES = ("torch", "numpy", "accelerate", "scikit-learn")
 WRONG, INTERRUPTED, WIDTH = 2, 130, 160
+UNFINISHED = 75  # EX_TEMPFAIL: run again, with --resume
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,14 +67,18 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("--data", type=Path, help="folder of data (default: $STRUCTPRUNE_DATA, else ../shared/data)")
     running.add_argument("--out", type=Path, default=RESULTS, help=f"folder of rows and pages (default: {RESULTS})")
     running.add_argument("--resume", action="store_true", help="go on with the rows and checkpoints in OUT")
-    running.add_argument("--minutes", type=float, metavar="N", help="begin no cell after so many minutes")
+    told = f"begin no cell after so many minutes; status {UNFINISHED} if any is left"
+    running.add_argument("--minutes", type=float, metavar="N", help=told)
     running.add_argument("--dry-run", action="store_true", help="print the grid and about how long it takes")
     running.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 if a cell diverged, 2 for wrong arguments or data."""
+    """Run the command; returns the exit status.
+
+    0, 1 if a cell diverged, 2 for wrong arguments or data, 75 if the minutes are over and cells are left.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(given)
     console = Console()
@@ -118,11 +123,24 @@ def act(options: argparse.Namespace, given: Sequence[str], console: Console) -> 
     queue, origin = Queue(options.out, settings), Origin(command, CODE, PACKAGES, "")
     until, diverged = monotonic() + 60 * (options.minutes or float("inf")), 0
     for cell in cells:
-        if monotonic() >= until:
-            console.print(f"{options.minutes:g} minutes are over. Go on with --resume.")
+        if over(until):
             break
         diverged += len(run_queue(queue, [cell], benchmark.measure, origin, console))
-    return (written(options.out, console) if rank() == 0 else 0) or int(bool(diverged))
+    if rank() == 0:
+        written(options.out, console)
+    if over(until) and (left := len(leftover(cells, options.out))):
+        console.print(f"{options.minutes:g} minutes are over, {left} cells are left. Go on with --resume.")
+        return UNFINISHED
+    return int(bool(diverged))
+
+
+def over(until: float) -> bool:
+    """Whether the time is over; of several ranks the first one's clock decides, so that all stop at the same cell."""
+    late = torch.tensor([monotonic() >= until])
+    if ranks() > 1:
+        started()
+        torch.distributed.broadcast(late, 0)
+    return bool(late)
 
 
 def written(out: Path, console: Console) -> int:
