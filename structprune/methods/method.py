@@ -251,7 +251,7 @@ class TrainingMethod(ABC):
         Raises
         ------
         ValueError
-            If the method's own rule keeps more than the budget allows, before anything is trained for long.
+            If the method's own rule has kept more than the budget allows.
         """
         assert task.data is not None and task.loss is not None  # solve has looked
         found = self.fit(
