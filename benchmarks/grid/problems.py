@@ -46,6 +46,6 @@ def telling_disk_full(folder: Path) -> Iterator[None]:
             raise
         raise DiskFullError(
             error.errno,
-            f"Expected room for the arrays. Got none while writing {error.filename or folder} ({error.strerror}). "
+            f"Expected room on the disk. Got none while writing {error.filename or folder} ({error.strerror}). "
             "Free some and run the same command again: it goes on where it stopped",
         ) from error

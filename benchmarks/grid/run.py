@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.grid.cell import Cell
+from benchmarks.grid.problems import telling_disk_full
 from benchmarks.grid.queue import Queue
 from benchmarks.grid.row import Row
 from benchmarks.provenance import commit, machine, versions
@@ -71,16 +72,18 @@ def run_queue(
         if first:
             console.print(f"{cell.asked} ... ", end="", markup=False)
         start, folder = perf_counter(), queue.checkpoints(cell)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            found = measure(cell, folder)
-        except FloatingPointError as error:  # a run that diverges is a result, as in the paper's table
-            found = Measured({"diverged": 1.0}, (f"diverged: {error}",))
-            diverged.append(cell)
-        seconds = perf_counter() - start
+        with telling_disk_full(queue.folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                found = measure(cell, folder)
+            except FloatingPointError as error:  # a run that diverges is a result, as in the paper's table
+                found = Measured({"diverged": 1.0}, (f"diverged: {error}",))
+                diverged.append(cell)
+            seconds = perf_counter() - start
+            if first:
+                queue.finish(_row(cell, found, seconds, queue, origin))
+                shutil.rmtree(folder, ignore_errors=True)
         if first:
-            queue.finish(_row(cell, found, seconds, queue, origin))
-            shutil.rmtree(folder, ignore_errors=True)
             console.print(f"{'diverged, ' if cell in diverged else ''}{seconds:.1f} s", markup=False)
     return diverged
 

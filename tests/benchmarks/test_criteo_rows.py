@@ -19,10 +19,10 @@ pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra bench")
 from benchmarks.criteo.arrays import open_prepared
 from benchmarks.criteo.layouts import CATEGORICAL, CRITEO_X1, FIELDS, KAGGLE, MISSING_INT, TERABYTE
 from benchmarks.criteo.prepare import Request, prepare
-from benchmarks.grid.problems import DataFileError, DiskFullError
 from benchmarks.criteo.recipes import MISSING_ID, RARE_ID, Numbers, Preprocessing
 from benchmarks.criteo.splits import ByFile, InOrder, LastFile, Scattered
 from benchmarks.criteo.text import Place, pieces
+from benchmarks.grid.problems import DataFileError, DiskFullError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = Preprocessing(Numbers.LOG, min_count=2)
@@ -256,7 +256,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path):
     found = run_script(script, path, tmp_path / "arrays")
     assert found.returncode == 1
     assert DiskFullError.__name__ in found.stderr
-    assert "Expected room for the arrays" in found.stderr
+    assert "Expected room on the disk" in found.stderr
     assert not (tmp_path / "arrays").exists()
     assert digests(prepare(request(path), tmp_path / "arrays").folder) == whole
 
