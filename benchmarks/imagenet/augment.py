@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,9 @@ except ImportError:  # an extra; decoding says so
 try:
     import torchvision.transforms as transforms
 except ImportError:  # optional: PlainCrops does the same
+    transforms = None
+except RuntimeError as error:  # a build for another torch, whose operators do not load
+    warnings.warn(f"torchvision does not fit this torch ({error}): Pillow cuts the images instead", stacklevel=2)
     transforms = None
 
 __all__ = ["Crops", "PlainCrops", "Pixels", "TorchvisionCrops", "available_crops"]
