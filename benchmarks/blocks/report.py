@@ -14,7 +14,7 @@ from benchmarks.grid.row import Row, Summary, summary
 __all__ = ["OURS", "Standing", "report", "standings"]
 
 #: SequentialAttention++ and what this project adds to it or puts in its place.
-OURS = ("sa++", "sa++-no-sparsify", "sa++-caps", "swaps-whitened")
+OURS = ("sa++", "sa++-no-sparsify", "sa++-caps", "sa++-gradual", "swaps-whitened")
 
 READING = (
     "Mean ± standard deviation (n - 1) over seeds, their number in brackets. All methods train for the same epochs "

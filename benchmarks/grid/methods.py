@@ -104,6 +104,11 @@ def _without_sparsify(**given: Any) -> TrainingMethod:
     return SequentialAttentionPP(sparsify=False, **given)
 
 
+def _gradual_attention(**given: Any) -> TrainingMethod:
+    plan = GradualMagnitude().own_schedule()
+    return SequentialAttentionPP(schedule=plan, times_norm=True, **given)
+
+
 def _whitened(**given: Any) -> TrainingMethod:
     return BlockSwaps(swaps=Swaps(whiten=True), **given)
 
@@ -125,6 +130,7 @@ METHODS: tuple[NamedMethod, ...] = (
         alternates=True,
         caps=Caps(rows=2.0),
     ),
+    NamedMethod("sa++-gradual", "attention times norm, one gradual removal as gmp's", _gradual_attention),
     NamedMethod("swaps", "exchanges in by gradient, out by norm (OMPR, RigL)", BlockSwaps),
     NamedMethod("swaps-whitened", "exchanges in whitened coordinates", _whitened),
     NamedMethod("lasso", "group lasso by proximal steps", GroupLassoProx),

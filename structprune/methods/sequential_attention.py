@@ -31,18 +31,20 @@ class AttentionHarness(Harness):
         See :class:`~structprune.methods.harness.Harness`.
     clip
         Whether attention is clipped by the kept fraction of its layer.
+    times_norm
+        Whether values are norms of the weights that attention has scaled.
     """
 
     model: Attentive
 
-    def __init__(self, setting: Setting, clip: bool) -> None:
+    def __init__(self, setting: Setting, clip: bool, times_norm: bool) -> None:
         super().__init__(setting)
-        self.clip = clip
+        self.clip, self.times_norm = clip, times_norm
         self.waiting_logits: list[Tensor] = []
 
     def values(self) -> np.ndarray:
-        """Attention of every structure, of mean one in each layer."""
-        return self.model.attention()
+        """Attention of every structure, of mean one in each layer, or the norm of what it scales."""
+        return self.model.norms() if self.times_norm else self.model.attention()
 
     def start(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Meet the network, and clip attention by the densities that are aimed at."""
@@ -109,6 +111,9 @@ class SequentialAttentionPP(TrainingMethod):
         Learning rate and weight decay of the logits as multiples of the weights'. The paper decays both alike.
     clip
         Whether attention stays within [kept fraction, 1 / kept fraction].
+    times_norm
+        Whether structures are compared by attention times the norm of their weights, by what the network would lose,
+        and not by attention alone as in the paper.
     """
 
     cycles: int = 7
@@ -117,6 +122,7 @@ class SequentialAttentionPP(TrainingMethod):
     logit_lr: float = 1.0
     logit_decay: float = 1.0
     clip: bool = True
+    times_norm: bool = False
 
     def own_schedule(self) -> Plan:
         """10 % dense, cycles of 10 %, one removal of 15 %, 15 % sparse, with seven cycles."""
@@ -131,7 +137,7 @@ class SequentialAttentionPP(TrainingMethod):
 
     def harness(self, setting: Setting, seed: int, probe: Probe | None) -> AttentionHarness:
         """Selection by attention."""
-        return AttentionHarness(setting, self.clip)
+        return AttentionHarness(setting, self.clip, self.times_norm)
 
     def parameter_groups(self, model: Masked, training: Training) -> list[dict[str, Any]] | None:
         """Weights, and logits with rates of their own."""

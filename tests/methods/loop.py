@@ -36,6 +36,7 @@ STEPS = 120
 METHODS: dict[str, TrainingMethod] = {
     "sequential attention": SequentialAttentionPP(cycles=3),
     "sequential attention, not gradual": SequentialAttentionPP(cycles=3, sparsify=False),
+    "sequential attention times norms": SequentialAttentionPP(cycles=3, times_norm=True),
     "acdc": ACDC(cycles=3),
     "acdc with removals": ACDC(cycles=3, sparsify=True),
     "powerpropagation": GroupPowerpropagation(),
