@@ -12,7 +12,9 @@ from typing import Any
 from benchmarks.grid.cell import Cell
 from structprune.files import write_atomically
 
-__all__ = ["Row", "Summary", "read_row", "read_rows", "summary", "write_row"]
+__all__ = ["DIVERGED", "Row", "Summary", "read_row", "read_rows", "summary", "write_row"]
+
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Row:
     cell
         What was measured.
     values
-        Figures by name; None where a run diverged.
+        Figures by name; None where there is none, :data:`DIVERGED` alone where a run diverged.
     recalls
         Recall of each class before and after pruning, ``(classes,)`` each; empty where there are none.
     settings
@@ -101,7 +103,7 @@ class Summary:
     count
         Seeds that are in the mean.
     diverged
-        Seeds that are not.
+        Seeds whose training diverged.
     """
 
     mean: float | None
@@ -112,11 +114,10 @@ class Summary:
 
 def summary(rows: Sequence[Row], name: str) -> Summary:
     """Return mean and standard deviation of a figure."""
-    values = [row.values.get(name) for row in rows]
-    known = [value for value in values if value is not None]
+    known = [value for row in rows if (value := row.values.get(name)) is not None]
     return Summary(
         mean(known) if known else None,
         stdev(known) if len(known) > 1 else None,
         len(known),
-        len(values) - len(known),
+        sum(DIVERGED in row.values for row in rows),
     )

@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.grid.cell import Cell
 from benchmarks.grid.problems import telling_disk_full
 from benchmarks.grid.queue import Queue
-from benchmarks.grid.row import Row
+from benchmarks.grid.row import DIVERGED, Row
 from benchmarks.provenance import commit, machine, versions
 
 __all__ = ["Measured", "Origin", "run_queue"]
@@ -77,7 +77,7 @@ def run_queue(
             try:
                 found = measure(cell, folder)
             except FloatingPointError as error:  # a run that diverges is a result, as in the paper's table
-                found = Measured({"diverged": 1.0}, (f"diverged: {error}",))
+                found = Measured({DIVERGED: 1.0}, (f"diverged: {error}",))
                 diverged.append(cell)
             seconds = perf_counter() - start
             if first:

@@ -226,7 +226,7 @@ def measured(
 
     sample = sample_of(data, options, recipes)
     if sample and rank() == 0:
-        console.print(f"This is {sample}: no figure will be one of ImageNet.", style="yellow")
+        console.print(f"These are {sample}: no figure will be one of ImageNet.", style="yellow")
     command = shlex.join(["python", "-m", MODULE, *given])
     queue = Queue(options.out, settings)
     diverged = run_queue(queue, cells, benchmark.measure, Origin(command, CODE, PACKAGES, sample), console)
@@ -241,7 +241,7 @@ def sample_of(data: ImageData, options: argparse.Namespace, recipes: dict[str, R
     said = [data.sample] if data.sample else []
     if short and options.weights is None:
         epochs = ", ".join(str(recipes[name].training.epochs) for name in short)
-        said.append(f"a smoke test of {epochs} epochs at {options.side} pixels")
+        said.append(f"a smoke test, {epochs} epochs at {options.side} pixels")
     return "; ".join(said)
 
 

@@ -30,6 +30,8 @@ from structprune.structures import Structures, blocks, channels
 
 __all__ = ["ImageBenchmark"]
 
+DENSE_BLOCK = 16  # of the dense network, which keeps all blocks whatever their size
+
 
 @dataclass(frozen=True)
 class ImageBenchmark:
@@ -99,12 +101,12 @@ class ImageBenchmark:
         seconds = perf_counter() - start
         values = self.values(cell, found.model, seconds)
         values |= {
-            "kept blocks": float(found.selection.sum()),
             "training loss": found.history[-1].loss,
             **real_sparsity(found.model, structures, found.selection),
         }
-        if self.batch and cell.method != DENSE:
-            values |= self.speed(found.model, structures, found.selection)
+        if cell.method != DENSE:
+            values["kept blocks"] = float(found.selection.sum())
+            values |= self.speed(found.model, structures, found.selection) if self.batch else {}
         best = quality(found.model, self.validation(cell.network))
         values |= {"top-1": best.top1, "top-5": best.top5, "validation loss": best.loss}
         notes = tuple(found.notes) if cell.method != DENSE else ()
@@ -142,8 +144,7 @@ class ImageBenchmark:
             "kept blocks": float(pruned.selection.sum()),
         }
         if self.batch:
-            speeds = throughput({"dense": model.eval(), "pruned": pruned.model}, self.example(self.batch))
-            values |= {f"{name} images per second": speed for name, speed in speeds.items()}
+            values |= throughput({"dense": model.eval(), "pruned": pruned.model}, self.example(self.batch))
         best = quality(pruned.model, self.validation(cell.network))
         values |= {"top-1": best.top1, "top-5": best.top5, "validation loss": best.loss}
         return Measured(values, tuple(pruned.report.notes), {"test": best.recalls})
@@ -170,9 +171,8 @@ class ImageBenchmark:
 
     def structures(self, model: nn.Module, block: int) -> Structures:
         """Return the blocks that may go: of layers with enough of them, grouped convolutions left out."""
-        side = block or 1
-        whole = left_dense(model, side, self.fewest) if block else ()
-        return blocks(model, (side, side), keep_whole=whole)
+        side = block or DENSE_BLOCK
+        return blocks(model, (side, side), keep_whole=left_dense(model, side, self.fewest))
 
     def training(self, cell: Cell) -> EpochLoader:
         """Return the training images of a cell's seed, augmented."""
@@ -191,11 +191,10 @@ class ImageBenchmark:
         return torch.zeros(images, 3, self.side, self.side, device=self.device)
 
     def speed(self, model: nn.Module, structures: Structures, selection: np.ndarray) -> dict[str, float | None]:
-        """Return images per second of the masked and of the compiled network."""
+        """Return images per second of the dense network, of whose weights some are zero, and of the compiled one."""
         example = self.example(self.batch)
         compiled = compile(model, structures, selection, self.example(2), timing=example)
-        found = throughput({"dense": model, "pruned": compiled.model}, example)
-        return {f"{name} images per second": speed for name, speed in found.items()}
+        return throughput({"dense": model, "pruned": compiled.model}, example)
 
 
 def real_sparsity(model: nn.Module, structures: Structures, selection: np.ndarray) -> dict[str, float | None]:

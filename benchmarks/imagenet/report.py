@@ -26,8 +26,8 @@ READING = (
     "Mean ± standard deviation (n - 1) over seeds, their number in brackets; percent. Real sparsity is that of all "
     "convolution and linear weights, removed ones counted. Recall distortion: mean absolute change, in points, of the "
     "recalls of all classes against the dense network of the same seed, and in brackets the fall of the class that "
-    "loses most. Speed is that of the compiled network against the masked dense one on this machine. Columns of "
-    "different block sizes do not compare: larger blocks leave more layers dense."
+    "loses most. Speed is that of the compiled network against the dense one on this machine, each in its faster "
+    "layout. Columns of different block sizes do not compare: larger blocks leave more layers dense."
 )
 HEADINGS = (
     *("method", "block", "s", "top-1", "paper", "top-5", "real sparsity", "paper's", "kept blocks"),

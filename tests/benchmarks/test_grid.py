@@ -125,7 +125,7 @@ def test_a_damaged_row_is_named(tmp_path):
 
 def test_figures_are_means_with_their_spread():
     """Mean and standard deviation with n - 1, runs that diverged counted apart."""
-    rows = [row(CELL, value) for value in (1.0, 2.0, 4.0, None)]
+    rows = [row(CELL, value) for value in (1.0, 2.0, 4.0)] + [row(CELL, None, values={"diverged": 1.0})]
     found = summary(rows, "loss")
     assert (found.count, found.diverged) == (3, 1)
     assert found.mean == pytest.approx(7 / 3)

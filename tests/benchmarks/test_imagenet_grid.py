@@ -194,8 +194,8 @@ def test_a_small_run_is_measured_and_marked(images, tmp_path, capsys):
     assert len(rows[0].recalls["test"]) == len(rows[1].recalls["test"]) == 10
     for path in ("table.md", "report.html"):
         text = (tmp_path / "out" / path).read_text()
-        assert "not ImageNet: 80 training images" in text
-        assert "smoke test of 1 epochs at 32 pixels" in text
+        assert "80 training images and 20 validation images of 10 of 10 classes, which is not ImageNet" in text
+        assert "a smoke test, 1 epochs at 32 pixels" in text
     capsys.readouterr()
     assert main(command) == 2
     assert "Go on with --resume" in capsys.readouterr().err
@@ -254,4 +254,4 @@ def test_trained_mobilenets_reach_their_accuracy(data_folder, tmp_path, capsys, 
     weights = data_folder / f"mobilenet_v{version}_1.0_224_imagenet.npz"
     assert main([*command, "--network", f"mobilenet_v{version}_tf", "--weights", str(weights)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert f"top-1 {top1} %, top-5 {top5} % on 1,000 images (not ImageNet" in said
+    assert f"top-1 {top1} %, top-5 {top5} % on 1,000 images (0 training images and 1,000 validation" in said

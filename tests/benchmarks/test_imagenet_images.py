@@ -88,7 +88,7 @@ def test_every_layout_gives_all_images_with_their_classes(tmp_path, layout):
 def test_parts_of_imagenet_say_so(tmp_path):
     """Anything but the whole data set carries a sentence that it is not ImageNet."""
     data = open_images(as_folders(tmp_path))
-    assert data.sample == "not ImageNet: 12 training images, 6 validation images of 3 classes, 3 classes in all"
+    assert data.sample == "12 training images and 6 validation images of 3 of 3 classes, which is not ImageNet"
 
 
 def test_an_absent_folder_is_answered_with_instructions(tmp_path):

@@ -49,8 +49,8 @@ class ImageData:
             return ""
         shown = len(np.unique(self.validation.labels))
         return (
-            f"not ImageNet: {train:,} training images, {found:,} validation images of {shown} classes, "
-            f"{len(self.classes)} classes in all"
+            f"{train:,} training images and {found:,} validation images of {shown} of {len(self.classes)} classes, "
+            "which is not ImageNet"
         )
 
 
