@@ -1,6 +1,6 @@
 """Discrimination-aware channel selection on CIFAR-10 ResNets, against its own controls.
 
-    python -m benchmarks.discrimination            # about an hour and a half of one core
+    python -m benchmarks.discrimination            # an hour or two of one core that has nothing else to do
     python -m benchmarks.discrimination --quick    # a minute or two, small samples: tells whether everything works
 
 Discrimination-aware gains, reconstruction alone (lam = 0), magnitudes and random choices keep the same number of
@@ -15,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -140,8 +141,21 @@ class Bench:
     def __init__(self, folder: Path, work: Path) -> None:
         self._folder, self._work = folder, work
         self._models: dict[str, tuple[nn.Module, Structures]] = {}
-        self.train, self.test = images(folder, "train_0"), images(folder, "test")
-        self._held_out: Images | None = None
+
+    @cached_property
+    def train(self) -> Images:
+        """Images for selections and fine-tuning."""
+        return images(self._folder, "train_0")
+
+    @cached_property
+    def test(self) -> Images:
+        """Images that nothing is chosen on."""
+        return images(self._folder, "test")
+
+    @cached_property
+    def held_out(self) -> Images:
+        """Training images that ``lam`` is chosen on."""
+        return images(self._folder, "train_1")
 
     def model(self, name: str) -> tuple[nn.Module, Structures]:
         """The trained network and its inner channels; the residual stream stays whole."""
@@ -153,13 +167,11 @@ class Bench:
 
     def judged_on(self, cell: Cell) -> list[tuple[Tensor, Tensor]]:
         """Batches that the row's accuracy is measured on."""
-        if cell.searches:
-            self._held_out = self._held_out or images(self._folder, "train_1")
-        source = self._held_out if cell.searches and self._held_out is not None else self.test
+        source = self.held_out if cell.searches else self.test
         return laid_out(source.first(cell.settings.images)).batches(250)
 
-    def row(self, cell: Cell, lam: float, blank: Row) -> Row:
-        """Choose, fit, measure, fine-tune and measure again."""
+    def row(self, cell: Cell, blank: Row) -> Row:
+        """Choose, fit, measure, fine-tune and measure again; ``blank`` is the row without its figures."""
         model, structures = self.model(cell.network)
         judged = self.judged_on(cell)
         if cell.selection is None:
@@ -169,7 +181,7 @@ class Bench:
         task = checked_task(model, Budget(macs=1.0), structures, data, F.cross_entropy, data[0][0][:2])
         where = self._work / f"{cell.network}_{cell.seed}"
         method = cell.selection.method(
-            lam, cell.settings.pass_images or None, cell.settings.chosen_on, cell.seed, where
+            blank.lam, cell.settings.pass_images or None, cell.settings.chosen_on, cell.seed, where
         )
         chosen = replace(method, widths=cell.kept).choose(model, structures, None, task, cell.seed)
         statistics = recalibrate(chosen.model, structures, chosen.selection, [inputs for inputs, _ in data[:10]])
@@ -212,7 +224,7 @@ class Bench:
             total += each * (0.3 * used.images + cell.kept * used.tuned_on * used.epochs)
             total += 0.3 * each * used.images * cell.kept * bool(used.tuned_on)
             if cell.selection is not None and cell.selection.discriminates:
-                fits = cell.selection.steps or 19 * cell.kept * 2
+                fits = cell.selection.steps or 38 * cell.kept  # channels that an inner axis of these networks keeps
                 # Of each pass an eighth of the network on average: from the axis to the head behind it.
                 axes = len(self.model(cell.network)[1].axes)
                 total += each / 8 * axes * (1 + 2.4 * fits) * (used.pass_images or used.chosen_on)
@@ -290,22 +302,39 @@ def run(options: argparse.Namespace, command: str) -> list[Row]:
         "command": command,
         "machine": f"{machine()}, torch on {torch.get_num_threads()} of them",
     }
-    seconds = bench.estimate(todo)
-    print(f"{len(todo)} rows, about {seconds / 60:.0f} minutes of one core if none is there yet", flush=True)
     rows: list[Row] = []
-    for number, cell in enumerate(todo, start=1):
-        lam = cell.lam if cell.lam is not None else options.lam
-        lam = chosen_lam(rows) if lam is None else lam
-        blank = blank_row(cell, lam, about)
-        row = read_row(options.out, blank) if options.resume else None
+    known = [known_row(options, cell, rows, about) for cell in todo]
+    missing = [cell for cell, row in zip(todo, known, strict=True) if row is None]
+    seconds = bench.estimate(missing)
+    print(f"{len(missing)} of {len(todo)} rows to make, about {seconds / 60:.0f} minutes of one core", flush=True)
+    rows = []
+    for number, (cell, row) in enumerate(zip(todo, known, strict=True), start=1):
         if row is None:
             start = perf_counter()
-            row = bench.row(cell, lam, blank)
+            row = bench.row(cell, blank_row(cell, lam_of(options, cell, rows), about))
             write_row(options.out, row)
             print(f"[{number}/{len(todo)}] {said(row)}, {perf_counter() - start:.0f} s", flush=True)
         rows.append(row)
         write_tables(options.out, rows, command)
     return rows
+
+
+def lam_of(options: argparse.Namespace, cell: Cell, rows: Sequence[Row]) -> float:
+    """The weight of discrimination for a cell: its own, the one that was given, or what the rows chose."""
+    if cell.lam is not None:
+        return cell.lam
+    return float(options.lam) if options.lam is not None else chosen_lam(rows)
+
+
+def known_row(options: argparse.Namespace, cell: Cell, rows: list[Row], about: dict[str, object]) -> Row | None:
+    """The row that is there already, which joins ``rows``; None if there is none, or nobody asked to go on."""
+    searched = cell.searches or options.lam is not None or sum(row.label == HELD_OUT for row in rows) == len(LAMS)
+    if not options.resume or not searched:
+        return None
+    row = read_row(options.out, blank_row(cell, lam_of(options, cell, rows), about))
+    if row is not None:
+        rows.append(row)
+    return row
 
 
 def blank_row(cell: Cell, lam: float, about: dict[str, object]) -> Row:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,8 +51,8 @@ class Discrimination:
     ----------
     lam
         Weight of the discriminative loss L_S, in 1/nats.
-    by_output
-        False for gains ``||G_g||_F`` as in the paper, True for ``sum_o ||G_{o,g}||`` as in the authors' code.
+    norm
+        'group' for gains ``||G_g||_F`` as in the paper, 'outputs' for ``sum_o ||G_{o,g}||`` as in the authors' code.
     relative
         Whether L_rec is divided by its value with nothing kept, so that layers compare; else it is the mean squared
         error of the authors' code.
@@ -75,7 +75,7 @@ class Discrimination:
     """
 
     lam: float = 1.0
-    by_output: bool = False
+    norm: Literal["group", "outputs"] = "group"
     relative: bool = True
     refits: int = 1
     reconstruct_last: bool = False
@@ -86,6 +86,8 @@ class Discrimination:
     def __post_init__(self) -> None:
         if not 0 <= self.lam < np.inf:
             raise ValueError(f"Expected lam >= 0. Got {self.lam}. Use 0 for reconstruction alone.")
+        if self.norm not in ("group", "outputs"):
+            raise ValueError(f"Expected norm to be 'group' or 'outputs'. Got {self.norm!r}. Use 'group'.")
         if not 0 <= self.damping < 1:
             raise ValueError(f"Expected damping in [0, 1). Got {self.damping}. Use for instance 0.01.")
         if self.refits < 1 or self.rows_per_column < 1 or (self.pass_examples is not None and self.pass_examples < 1):
@@ -229,7 +231,7 @@ class DiscriminationOracle:
         self.parts = tuple(parts)
         self._size = size
         self._settings = settings
-        self._closed = MomentLeastSquares([part.moments for part in parts], size, settings.by_output)
+        self._closed = MomentLeastSquares([part.moments for part in parts], size, settings.norm == "outputs")
         self._before = [part.before for part in parts]
         self._owners = [part.moments.owner for part in parts]
         self._objective = objective if settings.lam else None
@@ -285,7 +287,7 @@ class DiscriminationOracle:
 
     def values(self, kept: Selection) -> np.ndarray:
         """Norm of each structure's gradient at the fitted weights, ``(size,)``."""
-        return group_norms(self._gradients, self._owners, self._size, self._settings.by_output)
+        return group_norms(self._gradients, self._owners, self._size, self._settings.norm == "outputs")
 
     def settle(self, kept: Selection) -> None:
         """Make the weights those that are to stay for a selection; it is the one that was fitted last."""

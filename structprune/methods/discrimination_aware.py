@@ -228,6 +228,7 @@ class DiscriminationAware:
             picking=self.picking,
             rankings={},
             seed=seed,
+            left_out=len(drawn) - len(inputs),
         )
         if self.ranking is not None:
             scores = self.ranking(_with_weights(model, stages.weights), structures, task.data, task.loss)
@@ -333,6 +334,9 @@ class DiscriminationAware:
                 f"picked in batches: at worst a structure came in with {weakness:.2f} of the largest gain when its "
                 "batch began"
             )
+        if setting.left_out:
+            batches_seen = len(setting.inputs)
+            notes.append(f"chosen on the first {batches_seen} batches: memory does not hold {setting.left_out} more")
         untold = [axis.name for n, axis in enumerate(setting.structures.axes) if n not in walk.chosen]
         if untold:
             notes.append(f"no map that can be fitted takes {', '.join(untold[:4])}: left whole or chosen by scores")

@@ -138,6 +138,8 @@ class LayerSelection:
         For some axes, values ``(size,)`` that decide instead of gains, with the same fits: for controls.
     seed
         For sampled positions.
+    left_out
+        Batches that memory does not hold beside the others.
     """
 
     model: nn.Module
@@ -152,6 +154,7 @@ class LayerSelection:
     picking: Picking
     rankings: Mapping[int, np.ndarray]
     seed: int
+    left_out: int = 0
 
     def last_maps(self) -> dict[int, tuple[LinearMap, LinearMap]]:
         """For every axis with entries in some map, the first and the last of these."""

@@ -154,6 +154,7 @@ def test_rows_that_are_there_are_kept(
     small = Settings(chosen_on=30, pass_images=0, tuned_on=200, epochs=1, images=100)
     one = Cell("resnet20", 0.5, DCP, 0, small)
     monkeypatch.setattr(discrimination, "cells", lambda options: [one])
+    monkeypatch.setattr(discrimination.Bench, "estimate", lambda self, todo: 60.0 * len(todo))
     given = ["--data", str(data_folder), "--out", str(tmp_path), "--work", str(tmp_path / "work"), "--lam", "0.1"]
     try:
         assert discrimination.main(given) == 0
@@ -166,4 +167,6 @@ def test_rows_that_are_there_are_kept(
     monkeypatch.setattr(discrimination.Bench, "row", None)
     assert discrimination.main([*given, "--resume"]) == 0
     assert path.read_text() == before
-    assert "[1/1]" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 of 1 rows to make, about 1 minutes" in said
+    assert "0 of 1 rows to make" in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -215,13 +215,13 @@ def small_network() -> nn.Sequential:
     return model.double().eval()
 
 
-@pytest.mark.parametrize("by_output", [False, True])
-def test_gains_are_norms_of_the_gradient(by_output: bool) -> None:
+@pytest.mark.parametrize("norm", ["group", "outputs"])
+def test_gains_are_norms_of_the_gradient(norm: Literal["group", "outputs"]) -> None:
     """They agree with the gradient of the written-out loss, where weights are zero too."""
     model = small_network()
     inputs, targets = torch.randn(40, 3, 5, 5).double(), torch.randint(4, (40,))
     structures = channels(model, inputs[:2])
-    settings = Discrimination(lam=0.7, by_output=by_output, damping=0.0, relative=False, rows_per_column=10_000)
+    settings = Discrimination(lam=0.7, norm=norm, damping=0.0, relative=False, rows_per_column=10_000)
     oracle = oracle_of(model, structures, inputs, targets, settings, batch=16)
     kept = np.array([True, False, True, False, False, False])
     oracle.fit(kept)
@@ -231,13 +231,13 @@ def test_gains_are_norms_of_the_gradient(by_output: bool) -> None:
         hidden, wanted = model[:3](inputs), model[:4](inputs)
     shift = (before["4.running_mean"] - tensors["4.running_mean"])[:, None, None]
     output = F.conv2d(hidden, weight, padding=1)
-    norm = F.batch_norm(
+    normed = F.batch_norm(
         output, tensors["4.running_mean"], before["4.running_var"], before["4.weight"], before["4.bias"]
     )
-    loss = (output + shift - wanted).square().mean() + 0.7 * F.cross_entropy(model[5:](norm), targets)
+    loss = (output + shift - wanted).square().mean() + 0.7 * F.cross_entropy(model[5:](normed), targets)
     (gradient,) = torch.autograd.grad(loss, weight)
     by_pair = gradient.square().sum((2, 3))
-    expected = by_pair.sqrt().sum(0) if by_output else by_pair.sum(0).sqrt()
+    expected = by_pair.sqrt().sum(0) if norm == "outputs" else by_pair.sum(0).sqrt()
     assert np.allclose(oracle.values(kept), expected.numpy(), rtol=1e-6)
 
 
@@ -293,7 +293,8 @@ def test_passes_go_through_all_examples_in_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lam": -1.0}, {"damping": 1.0}, {"refits": 0}, {"pass_examples": 0}, {"lam": math.inf}]
+    "changes",
+    [{"lam": -1.0}, {"damping": 1.0}, {"refits": 0}, {"pass_examples": 0}, {"lam": math.inf}, {"norm": "none"}],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     """Where they enter, with what was expected."""
