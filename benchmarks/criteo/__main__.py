@@ -42,7 +42,7 @@ from benchmarks.grid.pages import Page, as_markdown
 from benchmarks.grid.problems import DataFileError, DiskFullError
 from benchmarks.grid.queue import Queue
 from benchmarks.grid.report import write_page
-from benchmarks.grid.row import read_rows
+from benchmarks.grid.row import join_rows, read_rows
 from benchmarks.grid.run import Origin, rank, run_queue
 from benchmarks.provenance import ROOT
 
@@ -199,8 +199,9 @@ def measured(
 
 def written(out: Path, console: Console) -> int:
     """Write the report of all rows, and print its table."""
-    page = report(read_rows(out / "rows"))
-    paths = write_page(out, page)
+    rows = read_rows(out)
+    page = report(rows)
+    paths = [*write_page(out, page), join_rows(out, rows)]
     console.print(Markdown(as_markdown(page, "curves")[0]))
     console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, markup=False)
     return 0
@@ -208,7 +209,7 @@ def written(out: Path, console: Console) -> int:
 
 def dry_page(options: argparse.Namespace, recipes: Sequence[Recipe], cells: Sequence[Cell]) -> Page:
     """Return what --dry-run prints: with prepared rows or measured cells, what they say takes the place of guesses."""
-    done = read_rows(options.out / "rows")
+    done = read_rows(options.out)
     rates = [rate for row in done if (rate := row.values.get("rows per second")) is not None]
     prepared = open_prepared(options.work) if options.work.exists() else None
     rows = ROWS if prepared is None else len(prepared.parts["train"])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.grid.cell import Cell
-from benchmarks.grid.row import Row, read_row, write_row
+from benchmarks.grid.row import SINGLE, Row, read_row, write_row
 
 __all__ = ["Queue"]
 
@@ -39,7 +39,7 @@ class Queue:
     @property
     def rows_folder(self) -> Path:
         """Where rows are."""
-        return self.folder / "rows"
+        return self.folder / SINGLE
 
     def checkpoints(self, cell: Cell) -> Path:
         """Where a cell's training keeps its state."""

@@ -12,9 +12,10 @@ from typing import Any
 from benchmarks.grid.cell import Cell
 from structprune.files import write_atomically
 
-__all__ = ["DIVERGED", "Row", "Summary", "read_row", "read_rows", "summary", "write_row"]
+__all__ = ["DIVERGED", "Row", "SINGLE", "Summary", "join_rows", "read_row", "read_rows", "summary", "write_row"]
 
 DIVERGED = "diverged"
+SINGLE, JOINED = "rows", "rows.json"
 
 
 @dataclass(frozen=True)
@@ -70,24 +71,46 @@ def read_row(path: Path) -> Row | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        recalls = {name: tuple(values) for name, values in content["recalls"].items()}
-        changed = {"cell": Cell(**content["cell"]), "notes": tuple(content["notes"]), "recalls": recalls}
-        return Row(**{**content, **changed})
+        return _row(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"Expected a row in {path}. Got something else ({error}). Remove it.") from error
 
 
+def _row(content: Mapping[str, Any]) -> Row:
+    recalls = {name: tuple(values) for name, values in content["recalls"].items()}
+    changed = {"cell": Cell(**content["cell"]), "notes": tuple(content["notes"]), "recalls": recalls}
+    return Row(**{**content, **changed})
+
+
 def read_rows(folder: Path) -> list[Row]:
-    """Read all rows of a folder, sorted by cell.
+    """Read all rows of a grid, sorted by cell: those of single cells, else those that were put together.
+
+    Parameters
+    ----------
+    folder
+        Of the grid: it has a folder of rows, or the file that :func:`join_rows` wrote.
 
     Raises
     ------
     ValueError
         If a file holds something else.
     """
-    found = [read_row(path) for path in sorted(folder.glob("*.json"))]
-    return sorted((row for row in found if row is not None), key=lambda row: row.cell)
+    if (folder / SINGLE).is_dir():
+        found = [read_row(path) for path in sorted((folder / SINGLE).glob("*.json"))]
+        return sorted((row for row in found if row is not None), key=lambda row: row.cell)
+    path = folder / JOINED
+    if not path.exists():
+        return []
+    try:
+        return sorted((_row(one) for one in json.loads(path.read_text(encoding="utf-8"))), key=lambda row: row.cell)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"Expected rows in {path}. Got something else ({error}). Remove it.") from error
+
+
+def join_rows(folder: Path, rows: Sequence[Row]) -> Path:
+    """Write all rows of a grid into one file, a line each."""
+    lines = ",\n".join(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) for row in rows)
+    return write_atomically(folder / JOINED, f"[\n{lines}\n]\n".encode())
 
 
 @dataclass(frozen=True)

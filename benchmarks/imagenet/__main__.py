@@ -34,7 +34,7 @@ from benchmarks.grid.pages import as_markdown
 from benchmarks.grid.problems import DataFileError, DiskFullError
 from benchmarks.grid.queue import Queue
 from benchmarks.grid.report import write_page
-from benchmarks.grid.row import read_rows
+from benchmarks.grid.row import join_rows, read_rows
 from benchmarks.grid.run import Origin, rank, ranks, run_queue
 from benchmarks.imagenet.augment import available_crops
 from benchmarks.imagenet.dry_run import IMAGES, TFLOPS, Costs, dry_run
@@ -250,8 +250,9 @@ NETWORKS_BY_NAME = {network.name: network for network in NETWORKS}
 
 def written(out: Path, console: Console) -> int:
     """Write the report of all rows, and print its table."""
-    page = report(read_rows(out / "rows"))
-    paths = write_page(out, page)
+    rows = read_rows(out)
+    page = report(rows)
+    paths = [*write_page(out, page), join_rows(out, rows)]
     console.print(Markdown(as_markdown(page, "curves")[0]))
     console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, markup=False)
     return 0
@@ -262,7 +263,7 @@ def dry_text(
 ) -> str:
     """Return what --dry-run prints; rates that rows in OUT have take the place of guesses."""
     rates: dict[str, list[float]] = {}
-    for row in read_rows(options.out / "rows"):
+    for row in read_rows(options.out):
         rate = row.values.get("images per second")
         if rate is not None:
             rates.setdefault(row.cell.network, []).append(rate)

@@ -84,7 +84,7 @@ def test_a_small_run_is_measured_and_marked(few_rows, tmp_path, capsys):
     grid = ("--methods", "dense", "gmp", "--blocks", "20", "--sparsity", "99", "--seeds", "1", "--epochs", "2")
     more = ("--last-rows", "200", "300", "--reference", "--batch-size", "100", "--min-phase-steps", "1")
     assert run(few_rows, tmp_path, *more, *grid) == 0
-    rows = {row.cell.method: row for row in read_rows(tmp_path / "results" / "rows")}
+    rows = {row.cell.method: row for row in read_rows(tmp_path / "results")}
     assert set(rows) == {"dense", "gmp", "best fields: 8"}
     assert rows["gmp"].values["kept blocks"] == 4
     assert rows["gmp"].values["fields alive"] <= 8  # type: ignore[operator]
@@ -116,7 +116,7 @@ def test_ten_thousand_real_rows(data_folder, tmp_path):
     source = write_sample(data_folder, tmp_path / "train.txt")
     grid = ("--methods", "dense", "acdc", "sa++", "--blocks", "10", "--sparsity", "80", "90", "--epochs", "8")
     assert run(source, tmp_path, "--last-rows", "1000", "2000", *grid) == 0
-    rows = read_rows(tmp_path / "results" / "rows")
+    rows = read_rows(tmp_path / "results")
     assert len(rows) == 3 * (1 + 2 * 2)
     dense = summary([row for row in rows if row.cell.method == "dense"], "test AUC")
     assert dense.count == 3

@@ -17,7 +17,7 @@ from benchmarks.grid.loading import EpochBatches, order
 from benchmarks.grid.pages import Page, Part, Table, as_html, as_markdown
 from benchmarks.grid.queue import Queue
 from benchmarks.grid.report import distortion, panels_of, picture, warning_of
-from benchmarks.grid.row import Row, read_rows, summary
+from benchmarks.grid.row import Row, join_rows, read_rows, summary
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CELL = Cell("net", "acdc", 8, 0.9, 0)
@@ -78,7 +78,7 @@ def test_finished_cells_are_not_taken_again(tmp_path):
         queue.finish(row(cell, 1.0))
     assert taken == cells
     assert list(Queue(tmp_path, no_settings).take(cells)) == []
-    assert [one.cell for one in read_rows(tmp_path / "rows")] == sorted(cells)
+    assert [one.cell for one in read_rows(tmp_path)] == sorted(cells)
 
 
 def test_rows_of_other_settings_are_refused(tmp_path):
@@ -108,6 +108,14 @@ def test_a_cell_is_one_processs_until_it_dies(tmp_path):
         other.kill()
         other.wait()
     assert list(Queue(tmp_path, no_settings).take([CELL])) == [CELL]
+
+
+def test_joined_rows_are_the_single_ones(tmp_path):
+    """Rows put together in one file are read back as they were."""
+    rows = [row(CELL, 1.0, (0.5, 1.0), notes=("said",)), row(Cell("net", "sa++", 8, 0.9, 0), None)]
+    join_rows(tmp_path, rows)
+    assert read_rows(tmp_path) == rows
+    assert read_rows(tmp_path / "nowhere") == []
 
 
 def test_a_damaged_row_is_named(tmp_path):

@@ -187,7 +187,7 @@ def test_a_small_run_is_measured_and_marked(images, tmp_path, capsys):
     """Two cells on real images give rows, a table and a page, all marked as a smoke test and no ImageNet."""
     command = ["--data", str(images / "imagenette"), "--out", str(tmp_path / "out"), *SMALL]
     assert main(command) == 0
-    rows = read_rows(tmp_path / "out" / "rows")
+    rows = read_rows(tmp_path / "out")
     assert [row.cell.method for row in rows] == ["acdc", "dense"]
     model = BY_NAME["resnet18"].make(10, 32)
     assert rows[0].values["real sparsity"] == pytest.approx(removal(model, 16, 0.8).real, abs=1e-4)
@@ -210,7 +210,7 @@ def test_channels_are_pruned_to_a_fraction_of_the_multiplications(images, tmp_pa
     command.remove("acdc")
     command[command.index("--blocks") + 1] = "32"
     assert main(command) == 0
-    found = {row.cell.block: row for row in read_rows(tmp_path / "out" / "rows")}
+    found = {row.cell.block: row for row in read_rows(tmp_path / "out")}
     removed = found[0].values["removed multiplications"]
     assert removed is not None
     assert 0.5 <= removed < 0.6
@@ -238,7 +238,7 @@ def test_two_processes_killed_and_resumed_measure_the_same(images, tmp_path):
     assert len(list((tmp_path / "cut" / "rows").glob("*.json"))) == 1
     assert start("cut", "--resume").wait(timeout=300) == 0
     timed = {"images per second"}
-    for one, other in zip(*(read_rows(tmp_path / name / "rows") for name in ("whole", "cut")), strict=True):
+    for one, other in zip(*(read_rows(tmp_path / name) for name in ("whole", "cut")), strict=True):
         assert one.recalls == other.recalls
         assert {k: v for k, v in one.values.items() if k not in timed} == {
             k: v for k, v in other.values.items() if k not in timed
