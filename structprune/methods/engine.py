@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -38,6 +39,7 @@ SCHEDULES = ("cosine", "constant")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 PRECISIONS = ("float32", "bfloat16")
 LOOK = 20  # steps between two looks at the loss: each makes a GPU wait
+BETWEEN_TEXTS = 0.5  # seconds between two texts of the bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +249,7 @@ class _Loop:
         self.checkpoints = None if folder is None else Checkpoints(folder, {**identity, **_identity(self)})
         self.step, self.epoch, self.within = 0, 0, 0
         self.rows: list[Row] = []
+        self.shown_at = 0.0
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def run(self, bar: Progress) -> tuple[Row, ...]:
@@ -258,9 +261,15 @@ class _Loop:
         while self.epoch < self.settings.epochs:
             for batch in self._rest_of_epoch():
                 self._one_step(batch)
-                bar.update(shown, completed=self.step, description=self._told())
+                self._show(bar, shown)
             self._end_epoch()
         return tuple(self.rows)
+
+    def _show(self, bar: Progress, shown: TaskID) -> None:
+        """Move the bar now and then: what it tells comes from the device, which a look at every step would hold up."""
+        if not bar.disable and perf_counter() - self.shown_at > BETWEEN_TEXTS:
+            bar.update(shown, completed=self.step, description=self._told())
+            self.shown_at = perf_counter()
 
     def _rest_of_epoch(self) -> Iterator[Batch]:
         """The batches of this epoch that are still to come."""

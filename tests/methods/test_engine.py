@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from structprune.data import check_data
-from structprune.methods import ACDC, DenseTraining, Training, Uniform
+from structprune.methods import ACDC, DenseTraining, Training, Uniform, engine
 from structprune.methods.checkpoint import CheckpointError, Checkpoints
 from structprune.methods.engine import steps_per_epoch
+from structprune.methods.harness import Harness
 from structprune.methods.ranks import part_of_batch, same_on_all_ranks
 from structprune.structures import blocks
 from tests.methods.training_run import BATCHES, batches, network
@@ -239,6 +243,37 @@ def test_one_rank_takes_the_whole_batch() -> None:
     assert part_of_batch(batch) == (batch, 1.0)
     decided = torch.tensor([True, False])
     assert same_on_all_ranks(decided) is decided
+
+
+def test_a_bar_that_nobody_sees_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The method's status, which a GPU would have to stop for, is asked once an epoch and not at every step."""
+    asked: list[int] = []
+    status = Harness.status
+
+    def counted(self: Harness) -> Any:
+        asked.append(1)
+        return status(self)
+
+    monkeypatch.setattr(Harness, "status", counted)
+    found = fitted(None)
+    assert len(asked) == len(found.history) == 6
+
+
+def test_the_bar_tells_loss_phase_and_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal: the mean loss of the epoch so far, and the method's status."""
+    stream = io.StringIO()
+    terminal = Console(file=stream, force_terminal=True, width=120)
+    monkeypatch.setattr(engine, "Console", lambda **given: terminal)
+    monkeypatch.setattr(engine, "BETWEEN_TEXTS", 0.0)
+    model = network(norm=False)
+    method = ACDC(training=Training(epochs=6, lr=0.05), cycles=1)
+    method.fit(
+        *(model, blocks(model, (4, 4)), batches(), F.cross_entropy),
+        keep=Uniform(0.5, min_structures=1),
+        seed=3,
+        progress=True,
+    )
+    assert re.search(r"loss \d[.\d]* · sparse · kept 0\.5", stream.getvalue())
 
 
 def test_accelerate_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
