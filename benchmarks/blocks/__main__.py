@@ -33,7 +33,7 @@ from benchmarks.grid.options import duration, leftover
 from benchmarks.grid.pages import as_markdown
 from benchmarks.grid.queue import Queue
 from benchmarks.grid.report import write_page
-from benchmarks.grid.row import read_rows
+from benchmarks.grid.row import SINGLE, join_rows, read_rows, write_row
 from benchmarks.grid.run import Origin, rank, ranks, run_queue, started
 from benchmarks.provenance import ROOT
 
@@ -99,11 +99,13 @@ def act(options: argparse.Namespace, given: Sequence[str], console: Console) -> 
     preset = next(one for one in PRESETS if one.name == options.preset)
     tasks = {task.name: task for task in preset.tasks if options.tasks is None or task.name in options.tasks}
     cells = preset.cells(list(tasks), options.methods, preset.seeds if options.seeds is None else options.seeds)
-    waiting = leftover(cells, options.out)
-    if not options.resume and not options.dry_run and waiting != cells:
+    if options.resume:
+        take_apart(options.out)
+    elif not options.dry_run and (rows := read_rows(options.out)):
         raise ValueError(
-            f"Expected an empty {options.out}. Got rows of this grid. Go on with --resume, or name another --out."
+            f"Expected no rows in {options.out}. Got {len(rows)}. Go on with --resume, or name another --out."
         )
+    waiting = leftover(cells, options.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     device = device if options.device == "auto" else options.device
     benchmark = BlockBenchmark(tasks, data_folder(options.data), torch.device(device), progress=console.is_terminal)
@@ -134,6 +136,15 @@ def act(options: argparse.Namespace, given: Sequence[str], console: Console) -> 
     return int(bool(diverged))
 
 
+def take_apart(out: Path) -> None:
+    """Give each row a file again where there is but the file of all, as in a fresh checkout."""
+    folder = out / SINGLE
+    if rank() == 0 and not folder.is_dir() and (rows := read_rows(out)):
+        folder.mkdir(parents=True)
+        for row in rows:
+            write_row(folder / f"{row.cell.key}.json", row)
+
+
 def over(until: float) -> bool:
     """Whether the time is over; of several ranks the first one's clock decides, so that all stop at the same cell."""
     late = torch.tensor([monotonic() >= until])
@@ -145,8 +156,9 @@ def over(until: float) -> bool:
 
 def written(out: Path, console: Console) -> int:
     """Write the page of all rows, and print it."""
-    page = report(read_rows(out / "rows"))
-    paths = write_page(out, page)
+    rows = read_rows(out)
+    page = report(rows)
+    paths = [*write_page(out, page), join_rows(out, rows)]
     console.print(Markdown(as_markdown(page, "curves")[0]))
     console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, markup=False)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,9 +287,11 @@ def test_a_run_goes_on_only_when_asked(
     given += ["--out", str(tmp_path / "out"), "--device", "cpu"]
     assert command.main(given) == 0
     assert len(asked) == 5
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"rows", "table.md", "report.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"rows", "rows.json", "table.md", "report.html"}
     assert command.main(given) == 2
     assert "--resume" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out" / "rows")  # a checkout has the file of all rows alone
+    assert command.main(given) == 2
     assert command.main([*given, "--resume"]) == 0
     assert len(asked) == 5
     more = [name if name != "random" else "gmp" for name in given]
