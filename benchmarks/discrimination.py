@@ -85,9 +85,10 @@ class Selection:
         )
 
 
-DCP = Selection("dcp", "discrimination-aware, in batches", discriminates=True)
+DCP = Selection("dcp", f"discrimination-aware, in {STEPS} batches", discriminates=True)
 ONE = Selection("dcp-one", "discrimination-aware, one at a time", discriminates=True, steps=None)
-OWN = Selection("dcp-own-fit", "discrimination-aware, in batches, own fit", discriminates=True, own_fit=True)
+TWO = Selection("dcp-two", "discrimination-aware, in 2 batches", discriminates=True, steps=2)
+OWN = Selection("dcp-own-fit", f"discrimination-aware, in {STEPS} batches, own fit", discriminates=True, own_fit=True)
 SHARED = (
     DCP,
     Selection("reconstruction", "reconstruction alone"),
@@ -128,7 +129,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     found += [Cell(name, 1.0, None, 0, replace(own, tuned_on=0, epochs=0)) for name, own in by_name.items()]
     for seed in seeds:  # seeds outermost: a first answer for every network comes early
         for name, own in by_name.items():
-            extra = () if name != "resnet20" else (ONE, OWN) if seed == 0 else (ONE,)
+            extra = () if name != "resnet20" else (ONE, TWO, OWN) if seed == 0 else (ONE, TWO)
             found += [Cell(name, 0.5, selection, seed, own) for selection in (*SHARED, *extra)]
     if not quick:
         found += [Cell(name, 0.7, selection, 0, own) for name, own in by_name.items() for selection in SHARED]
@@ -331,8 +332,10 @@ def known_row(options: argparse.Namespace, cell: Cell, rows: list[Row], about: d
     searched = cell.searches or options.lam is not None or sum(row.label == HELD_OUT for row in rows) == len(LAMS)
     if not options.resume or not searched:
         return None
-    row = read_row(options.out, blank_row(cell, lam_of(options, cell, rows), about))
+    blank = blank_row(cell, lam_of(options, cell, rows), about)
+    row = read_row(options.out, blank)
     if row is not None:
+        row = replace(row, label=blank.label)  # what a selection is called may have changed since
         rows.append(row)
     return row
 

@@ -288,14 +288,25 @@ def _sentences(by_method: dict[str, list[Row]]) -> list[str]:
             spread = f" ± {stdev(points):.2f}" if len(points) > 1 else ""
             parts.append(f"{fmean(points):+.2f}{spread} points {name} fine-tuning")
         found.append(f"Discrimination-aware against {method}: {', '.join(parts)}.  ")
-    one = by_method.get("dcp-one")
-    if one and one[0].choose_seconds and mine[0].choose_seconds:
-        same = [row for row in mine if row.seed in {other.seed for other in one}]
-        times = sum(row.choose_seconds or 0 for row in one) / max(sum(row.choose_seconds or 0 for row in same), 1e-9)
-        gaps = [
-            f"{100 * ((_mean([getattr(row, what) for row in same]) or 0) - value):+.2f} points {what}"
-            for what in ("before", "after")
-            if (value := _mean([getattr(row, what) for row in one])) is not None
-        ]
-        found.append(f"In batches against one at a time, same seeds: {times:.1f} times less time, {', '.join(gaps)}.  ")
+    one = by_method.get("dcp-one", [])
+    for method in ("dcp", "dcp-two"):
+        found += _batches(by_method.get(method, []), one)
     return found
+
+
+def _batches(batched: Sequence[Row], one: Sequence[Row]) -> list[str]:
+    """What batches save, and what they cost, over the seeds that both have."""
+    both = sorted({row.seed for row in batched} & {row.seed for row in one})
+    pairs = [tuple(next(row for row in rows if row.seed == seed) for rows in (batched, one)) for seed in both]
+    if not pairs:
+        return []
+    times = sum(other.choose_seconds or 0 for _, other in pairs) / sum(row.choose_seconds or 1e-9 for row, _ in pairs)
+    parts = []
+    for what in ("before", "after"):
+        values = [(getattr(row, what), getattr(other, what)) for row, other in pairs]
+        if not any(None in pair for pair in values):
+            points = [100 * (mine - theirs) for mine, theirs in values]
+            spread = f" ± {stdev(points):.2f}" if len(points) > 1 else ""
+            parts.append(f"{fmean(points):+.2f}{spread} points {what}")
+    label = batched[0].label.removeprefix("discrimination-aware, ")
+    return [f"Picks {label} against one at a time: {times:.1f} times less time, {', '.join(parts)}.  "]

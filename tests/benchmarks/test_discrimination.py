@@ -128,7 +128,7 @@ def test_the_table_says_by_how_much(tmp_path: Path) -> None:
         ]
     text = as_markdown(rows, "python -m benchmarks.discrimination")
     assert "against magnitude: +5.50 ± 0.71 points before fine-tuning, -1.00 ± 0.00 points after" in text
-    assert "6.0 times less time, +0.50 points before, +0.00 points after" in text
+    assert "6.0 times less time, +0.50 ± 0.71 points before, +0.00 ± 0.00 points after" in text
     assert text.index("by magnitude") < text.index("by dcp")
     assert "dense 90.00 %" in text
     write_tables(tmp_path, rows, "python -m benchmarks.discrimination")
