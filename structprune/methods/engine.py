@@ -7,6 +7,7 @@ many there are.
 
 from __future__ import annotations
 
+import atexit
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader
 from structprune.data import Batch, Batches, Loss, batch_size, batch_to, call, cut, device_of
 from structprune.methods.checkpoint import Checkpoints
 from structprune.methods.hooks import Hooks
-from structprune.methods.ranks import part_of_batch, rank, ranks, sum_over_ranks
+from structprune.methods.ranks import leave, part_of_batch, rank, ranks, sum_over_ranks
 
 __all__ = ["Row", "Trained", "Training", "steps_per_epoch", "train"]
 
@@ -368,7 +369,10 @@ def _accelerator(model: nn.Module) -> Any:
     # A phase may leave attention logits unread.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
     on_cpu = device_of(model).type == "cpu" and not torch.cuda.is_available()
-    return Accelerator(cpu=on_cpu, device_placement=False, kwargs_handlers=[ddp])
+    made = Accelerator(cpu=on_cpu, device_placement=False, kwargs_handlers=[ddp])
+    if ranks() > 1:
+        atexit.register(leave)
+    return made
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

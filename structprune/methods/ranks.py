@@ -10,7 +10,7 @@ from torch import Tensor
 
 from structprune.data import Batch, batch_size, rows
 
-__all__ = ["part_of_batch", "rank", "ranks", "same_on_all_ranks", "sum_over_ranks"]
+__all__ = ["leave", "part_of_batch", "rank", "ranks", "same_on_all_ranks", "sum_over_ranks"]
 
 
 def ranks() -> int:
@@ -21,6 +21,12 @@ def ranks() -> int:
 def rank() -> int:
     """Which of them this one is, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def leave() -> None:
+    """End the ranks' connections: threads that still hold one when a process ends abort it."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import gpu_latency, gpu_record
 
@@ -146,8 +147,14 @@ def test_torch_is_never_installed() -> None:
 def test_latency_is_cut_on_the_device(tmp_path: Path) -> None:
     """The record holds the budget, the prediction and the measured times."""
     file = tmp_path / "latency.json"
-    options = ["--device", "cpu", "--widths", "8", "16", "16", "16", "--epochs", "1", "--out", str(file)]
-    status = gpu_latency.main(options)
+    # Nine tenths of a small network's time leave room for what other work on the machine adds to single layers.
+    options = ["--device", "cpu", "--widths", "16", "32", "32", "32", "--keep", "0.9", "--epochs", "1"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        status = gpu_latency.main([*options, "--out", str(file)])
+    finally:
+        torch.set_num_threads(threads)
     record = json.loads(file.read_text())
     assert record["predicted_ns"] <= record["allowed_ns"]
     assert status == int(record["after_ns"] > record["allowed_ns"])
