@@ -33,7 +33,7 @@ from benchmarks.grid.options import duration, leftover
 from benchmarks.grid.pages import as_markdown
 from benchmarks.grid.queue import Queue
 from benchmarks.grid.report import write_page
-from benchmarks.grid.row import SINGLE, join_rows, read_rows, write_row
+from benchmarks.grid.row import join_rows, read_rows, take_apart
 from benchmarks.grid.run import Origin, rank, ranks, run_queue, started
 from benchmarks.provenance import ROOT
 
@@ -99,9 +99,9 @@ def act(options: argparse.Namespace, given: Sequence[str], console: Console) -> 
     preset = next(one for one in PRESETS if one.name == options.preset)
     tasks = {task.name: task for task in preset.tasks if options.tasks is None or task.name in options.tasks}
     cells = preset.cells(list(tasks), options.methods, preset.seeds if options.seeds is None else options.seeds)
-    if options.resume:
+    if options.resume and rank() == 0:
         take_apart(options.out)
-    elif not options.dry_run and (rows := read_rows(options.out)):
+    elif not options.resume and not options.dry_run and (rows := read_rows(options.out)):
         raise ValueError(
             f"Expected no rows in {options.out}. Got {len(rows)}. Go on with --resume, or name another --out."
         )
@@ -134,15 +134,6 @@ def act(options: argparse.Namespace, given: Sequence[str], console: Console) -> 
         console.print(f"{options.minutes:g} minutes are over, {left} cells are left. Go on with --resume.")
         return UNFINISHED
     return int(bool(diverged))
-
-
-def take_apart(out: Path) -> None:
-    """Give each row a file again where there is but the file of all, as in a fresh checkout."""
-    folder = out / SINGLE
-    if rank() == 0 and not folder.is_dir() and (rows := read_rows(out)):
-        folder.mkdir(parents=True)
-        for row in rows:
-            write_row(folder / f"{row.cell.key}.json", row)
 
 
 def over(until: float) -> bool:

@@ -12,7 +12,18 @@ from typing import Any
 from benchmarks.grid.cell import Cell
 from structprune.files import write_atomically
 
-__all__ = ["DIVERGED", "Row", "SINGLE", "Summary", "join_rows", "read_row", "read_rows", "summary", "write_row"]
+__all__ = [
+    "DIVERGED",
+    "Row",
+    "SINGLE",
+    "Summary",
+    "join_rows",
+    "read_row",
+    "read_rows",
+    "summary",
+    "take_apart",
+    "write_row",
+]
 
 DIVERGED = "diverged"
 SINGLE, JOINED = "rows", "rows.json"
@@ -111,6 +122,15 @@ def join_rows(folder: Path, rows: Sequence[Row]) -> Path:
     """Write all rows of a grid into one file, a line each."""
     lines = ",\n".join(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) for row in rows)
     return write_atomically(folder / JOINED, f"[\n{lines}\n]\n".encode())
+
+
+def take_apart(folder: Path) -> None:
+    """Give each row a file again where there is but the file of all, as in a fresh checkout."""
+    rows = [] if (folder / SINGLE).is_dir() else read_rows(folder)
+    if rows:
+        (folder / SINGLE).mkdir(parents=True)
+    for row in rows:
+        write_row(folder / SINGLE / f"{row.cell.key}.json", row)
 
 
 @dataclass(frozen=True)

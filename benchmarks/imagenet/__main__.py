@@ -34,7 +34,7 @@ from benchmarks.grid.pages import as_markdown
 from benchmarks.grid.problems import DataFileError, DiskFullError
 from benchmarks.grid.queue import Queue
 from benchmarks.grid.report import write_page
-from benchmarks.grid.row import join_rows, read_rows
+from benchmarks.grid.row import join_rows, read_rows, take_apart
 from benchmarks.grid.run import Origin, rank, ranks, run_queue
 from benchmarks.imagenet.augment import available_crops
 from benchmarks.imagenet.dry_run import IMAGES, TFLOPS, Costs, dry_run
@@ -129,9 +129,11 @@ def act(options: argparse.Namespace, given: Sequence[str], console: Console) -> 
     data = open_images(options.data, class_names(options.classes), train=options.action == "run")
     if options.action == "evaluate":
         return evaluated(options, networks, data, console)
-    if not options.resume and leftover(cells, options.out) != cells:
+    if options.resume and rank() == 0:
+        take_apart(options.out)
+    elif not options.resume and (rows := read_rows(options.out)):
         raise ValueError(
-            f"Expected an empty {options.out}. Got rows of this grid. Go on with --resume, or name another --out."
+            f"Expected no rows in {options.out}. Got {len(rows)}. Go on with --resume, or name another --out."
         )
     if options.processes > 1:
         rest = [one for one in given if one != "--resume"]
