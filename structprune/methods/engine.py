@@ -30,7 +30,7 @@ from structprune.methods.checkpoint import Checkpoints
 from structprune.methods.hooks import Hooks
 from structprune.methods.ranks import leave, part_of_batch, rank, ranks, sum_over_ranks
 
-__all__ = ["Row", "Trained", "Training", "steps_per_epoch", "train"]
+__all__ = ["Row", "Trained", "Training", "repeatable", "steps_per_epoch", "train"]
 
 Network = TypeVar("Network", bound=nn.Module)
 Groups = list[dict[str, Any]]
@@ -405,6 +405,14 @@ def _pieces(data: Batches, size: int | None, seed: int, epoch: int) -> Iterator[
         data = Batches([source[place] for place in order])
     for batch in data:
         yield from cut(batch, size, generator)
+
+
+@contextmanager
+def repeatable(data: Batches, seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Within, one pass over the data comes out the same whatever was drawn before; the caller's generators stay."""
+    with _generators_put_back(device):
+        _seed_epoch(data.source, seed, epoch)
+        yield
 
 
 def _seed_epoch(source: Any, seed: int, epoch: int) -> None:

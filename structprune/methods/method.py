@@ -16,9 +16,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from structprune.criteria.scores import Scores
-from structprune.data import Batches, Loss, check_data, evaluate
+from structprune.data import Batches, Loss, check_data, device_of, evaluate
 from structprune.methods.batch_statistics import refresh_batch_norm
-from structprune.methods.engine import Training, steps_per_epoch, train
+from structprune.methods.engine import Training, repeatable, steps_per_epoch, train
 from structprune.methods.harness import Harness, Setting
 from structprune.methods.masked import Masked
 from structprune.methods.optimizer_state import Reset
@@ -196,7 +196,8 @@ class TrainingMethod(ABC):
         hooks.finish()
         model = hooks.model.fold(structures)
         notes = [*hooks.notes(), *hooks.setting.keep.notes(hooks.setting.groups, hooks.model.kept)]
-        notes += refresh_batch_norm(model, batches)
+        with repeatable(batches, seed, self.settings.epochs, device_of(model)):
+            notes += refresh_batch_norm(model, batches)
         model.eval()
         selection = hooks.model.kept
         values = structures.sum({name: weight.square() for name, weight in _weights(model, structures).items()})

@@ -194,6 +194,20 @@ def test_the_callers_generators_stay_where_they_were() -> None:
     assert (torch.rand(1), np.random.rand()) == expected  # noqa: NPY002
 
 
+def test_what_was_drawn_before_changes_nothing() -> None:
+    """A loader without a generator of its own draws from torch's: weights and batch norm statistics stay the same."""
+    inputs, targets = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    found = []
+    for drawn in (0, 7):
+        torch.manual_seed(drawn)
+        loader = DataLoader(TensorDataset(inputs, targets), batch_size=40, shuffle=True, drop_last=True)
+        model = network(norm=True)
+        method = DenseTraining(training=Training(epochs=3, lr=0.05), min_phase_steps=1)
+        found.append(method.fit(model, blocks(model, (4, 4)), loader, F.cross_entropy, keep=Uniform(0.0), seed=1))
+    first, second = (one.model.state_dict() for one in found)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 def test_large_batches_are_cut() -> None:
     """16 examples in pieces of at most 6 are 3 steps; every example is seen once in an epoch."""
     settings = Training(epochs=1, batch_size=6)
