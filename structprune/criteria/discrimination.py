@@ -201,7 +201,8 @@ def _part(
 class DiscriminationOracle:
     """An oracle of `solvers.oracle` over the structures of one axis.
 
-    ``fit`` returns L after its steps; ``values`` gives ``||dL/dW_g||`` outside and inside, at the fitted weights.
+    ``fit`` returns L after its steps; ``values`` gives ``||dL/dW_g||`` outside and inside, at the fitted weights; at a
+    last fit by reconstruction, behind which nothing is picked any more, of L_rec alone.
 
     Parameters
     ----------
@@ -217,6 +218,9 @@ class DiscriminationOracle:
         Per batch of the sweep, what is to be answered.
     objective
         L_S; None where ``lam`` is 0.
+    last
+        With ``reconstruct_last``, the number of structures whose fit is the path's last: it is made by reconstruction
+        at once, and costs one pass forwards. None where the end is not known beforehand.
     """
 
     def __init__(
@@ -227,6 +231,7 @@ class DiscriminationOracle:
         state: Sweep,
         targets: Sequence[Any],
         objective: Objective | None,
+        last: int | None = None,
     ) -> None:
         self.parts = tuple(parts)
         self._size = size
@@ -241,6 +246,7 @@ class DiscriminationOracle:
         if self._objective is not None:
             self._span = Span.of(state, self._outputs[0], [*self._objective.nodes, *self._outputs])
             self._batches = list(zip(self._span.given(state), targets, strict=True))
+        self._last = last if settings.reconstruct_last else None
         self._next = 0
         self._supports: list[np.ndarray] | None = None
         self.weights = [np.zeros(part.before.shape) for part in parts]
@@ -260,6 +266,11 @@ class DiscriminationOracle:
             self.weights = self._closed.weights
             self._gradients = [p.moments.gradient(w) for p, w in zip(self.parts, self.weights, strict=True)]
             return loss
+        if int(kept.sum()) == self._last:
+            self._closed.fit(kept)
+            self.weights, self._supports = self._closed.weights, [part.moments.support(kept) for part in self.parts]
+            self._gradients = [p.moments.gradient(w) for p, w in zip(self.parts, self.weights, strict=True)]
+            return self._loss(self.weights, self._turn())
         supports = [part.moments.support(kept) for part in self.parts]
         earlier = self._supports or [np.zeros(support.shape, dtype=bool) for support in supports]
         weights = [
@@ -341,6 +352,22 @@ class DiscriminationOracle:
             gradient = moments.gradient(weight) + lam * slope
             steps.append(moments.preconditioned(support, np.where(support, gradient, 0.0)) / curvature[:, None])
         return steps
+
+    @torch.no_grad()
+    def _loss(self, weights: list[np.ndarray], batches: Sequence[tuple[list[Any], Any]]) -> float:
+        """L alone."""
+        assert self._objective is not None
+        changed = dict(self._frozen)
+        for part, weight in zip(self.parts, weights, strict=True):
+            changed.update(self._written(part, torch.from_numpy(weight)))
+        total, count = 0.0, 0
+        for given, targets in batches:
+            size = batch_size((targets, given))
+            values = self._span.run(changed, given)[: len(self._objective.nodes)]
+            total += float(self._objective.value(values, targets)) * size
+            count += size
+        closed = sum(part.moments.loss(weight) for part, weight in zip(self.parts, weights, strict=True))
+        return closed + self._settings.lam * total / count
 
     def _look(
         self, weights: list[np.ndarray], batches: Sequence[tuple[list[Any], Any]]

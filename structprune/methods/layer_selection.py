@@ -261,7 +261,7 @@ class Walk:
         masks = under_every_name(structures.masks(self.selection), setting.model)
         owned = owned_by(structures, number, list(setting.maps), self._pruned.weights, masks)
         parts = parts_at(owned, size, self._dense, self._pruned, setting.loss, setting.seed)
-        oracle = DiscriminationOracle(parts, size, setting.loss, self._pruned, setting.targets, objective)
+        oracle = DiscriminationOracle(parts, size, setting.loss, self._pruned, setting.targets, objective, last=width)
         asked: Oracle = oracle
         if number in setting.rankings:
             asked = _Ranked(oracle, setting.rankings[number])

@@ -46,6 +46,7 @@ def oracle_of(
     settings: Discrimination,
     number: int = 0,
     batch: int = 100,
+    last: int | None = None,
 ) -> DiscriminationOracle:
     """The oracle of one axis of a network that is whole otherwise, with the network's own cross-entropy."""
     labelled = structures.labelled
@@ -63,7 +64,7 @@ def oracle_of(
     size = structures.axes[number].size
     parts = parts_at(maps, size, dense, pruned, settings, 0)
     objective = final_objective(labelled, F.cross_entropy)
-    return DiscriminationOracle(parts, size, settings, pruned, targets.split(batch), objective)
+    return DiscriminationOracle(parts, size, settings, pruned, targets.split(batch), objective, last)
 
 
 # --- reconstruction alone: group OMP --------------------------------------------------------------------------------
@@ -276,6 +277,22 @@ def test_weights_may_reconstruct_in_the_end() -> None:
     assert not np.allclose(picked.weights[0], plain.weights[0])
     picked.settle(kept)
     assert np.allclose(picked.weights[0], plain.weights[0])
+
+
+def test_the_last_fit_reconstructs_at_once_where_weights_are_to() -> None:
+    """Known beforehand, it ends with the same picks and weights, and fewer examples go through the network."""
+    model = small_network()
+    inputs, targets = torch.randn(60, 3, 5, 5).double(), torch.randint(4, (60,))
+    structures = channels(model, inputs[:2])
+    settings = Discrimination(lam=2.0, reconstruct_last=True)
+    plain = oracle_of(model, structures, inputs, targets, settings)
+    known = oracle_of(model, structures, inputs, targets, settings, last=3)
+    first, second = GroupOMP(3).solve(plain), GroupOMP(3).solve(known)
+    plain.settle(first.result.selection)
+    assert first.order.tolist() == second.order.tolist()
+    assert np.allclose(plain.weights[0], known.weights[0])
+    assert known.looked_at < plain.looked_at
+    assert second.losses[-1] == pytest.approx(known._look(known.weights, known._batches)[0], rel=1e-9)
 
 
 def test_passes_go_through_all_examples_in_turn() -> None:
