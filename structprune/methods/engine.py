@@ -211,7 +211,9 @@ def train(
     """
     loop = _Loop(model, data, loss, hooks, settings, seed, parameters, folder, identity or {})
     with _generators_put_back(loop.device), _bar(progress and rank() == 0) as bar:
-        return Trained(model, loop.run(bar))
+        rows = loop.run(bar)
+    loop.release()
+    return Trained(model, rows)
 
 
 def steps_per_epoch(data: Batches, settings: Training) -> int:
@@ -265,6 +267,12 @@ class _Loop:
                 self._show(bar, shown)
             self._end_epoch()
         return tuple(self.rows)
+
+    def release(self) -> None:
+        """Let go of the ranks' wrapper: while it lives, so do threads that abort a process which ends before them."""
+        if ranks() > 1:
+            self.trained = self.model
+            self.engine.free_memory()
 
     def _show(self, bar: Progress, shown: TaskID) -> None:
         """Move the bar now and then: what it tells comes from the device, which a look at every step would hold up."""

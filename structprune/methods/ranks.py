@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ def leave() -> None:
     """End the ranks' connections: threads that still hold one when a process ends abort it."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
