@@ -3,8 +3,9 @@
     python -m benchmarks.discrimination            # an hour or two of one core that has nothing else to do
     python -m benchmarks.discrimination --quick    # a minute or two, small samples: tells whether everything works
 
-Discrimination-aware gains, reconstruction alone (lam = 0), magnitudes and random choices keep the same number of
-channels on every inner axis of the same network, with the same re-fit and the same fine-tuning.
+Discrimination-aware selection, reconstruction alone (lam = 0), magnitudes and random choices keep the same number of
+channels on every inner axis of the same network, with the same re-fit and the same fine-tuning. Discrimination is
+measured by an expansion of the loss, which is this library's, and by gains, as the paper has it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from structprune.criteria.scores import Criterion
 from structprune.data import evaluate
 from structprune.finetune import FineTune
 from structprune.methods import DiscriminationAware
-from structprune.methods.layer_selection import Picking
+from structprune.methods.picking import Picking
 from structprune.structures import Structures, channels
 from structprune.task import checked_task
 
@@ -48,6 +49,7 @@ BATCH = 100
 LAYOUT = torch.channels_last  # trains and evaluates faster on a CPU
 LAMS = (0.01, 0.1, 1.0)
 STEPS = 3  # fits per axis of the selection in batches
+SEARCHED_ON = 2000  # held-out images that lam is chosen on
 INTERRUPTED = 130
 
 
@@ -58,9 +60,11 @@ class Selection:
     Attributes
     ----------
     discriminates
-        Whether gains hold the discriminative loss.
+        Whether the discriminative loss counts.
+    expand
+        Whether the loss is expanded; else gains are followed.
     steps
-        Fits per axis; None for one after each pick.
+        Fits per axis where gains are followed; None for one after each pick.
     ranking
         A criterion that decides instead, with the seed where it takes one.
     own_fit
@@ -70,9 +74,15 @@ class Selection:
     name: str
     label: str
     discriminates: bool = False
-    steps: int | None = STEPS
+    expand: bool = False
+    steps: int | None = None
     ranking: type[Criterion] | None = None
     own_fit: bool = False
+
+    @property
+    def follows_gains(self) -> bool:
+        """Whether gains decide, rather than an expansion or a ranking."""
+        return not self.expand and self.ranking is None
 
     def method(self, lam: float, pass_images: int | None, images: int, seed: int, folder: Path) -> DiscriminationAware:
         """The training method that chooses so."""
@@ -80,20 +90,23 @@ class Selection:
         loss = Discrimination(
             lam=lam if self.discriminates else 0.0, reconstruct_last=not self.own_fit, pass_examples=pass_images
         )
-        return DiscriminationAware(
-            heads=3, loss=loss, picking=Picking(steps=self.steps), examples=images, ranking=ranking, folder=folder
-        )
+        picking = Picking(steps=self.steps, expand=self.expand)
+        return DiscriminationAware(heads=3, loss=loss, picking=picking, examples=images, ranking=ranking, folder=folder)
 
 
-DCP = Selection("dcp", f"discrimination-aware, in {STEPS} batches", discriminates=True)
-ONE = Selection("dcp-one", "discrimination-aware, one at a time", discriminates=True, steps=None)
-TWO = Selection("dcp-two", "discrimination-aware, in 2 batches", discriminates=True, steps=2)
-OWN = Selection("dcp-own-fit", f"discrimination-aware, in {STEPS} batches, own fit", discriminates=True, own_fit=True)
+EXPANDED = Selection("dcp-expansion", "discrimination-aware, by expansion", discriminates=True, expand=True)
+BATCHES = Selection("dcp-batches", f"discrimination-aware, gains in {STEPS} batches", discriminates=True, steps=STEPS)
+ONE = Selection("dcp-one", "discrimination-aware, gains one at a time", discriminates=True)
+TWO = Selection("dcp-two", "discrimination-aware, gains in 2 batches", discriminates=True, steps=2)
+OWN = Selection(
+    "dcp-own-fit", "discrimination-aware, by expansion, own fit", discriminates=True, expand=True, own_fit=True
+)
 SHARED = (
-    DCP,
-    Selection("reconstruction", "reconstruction alone"),
-    Selection("magnitude", "magnitude", ranking=Magnitude),
-    Selection("random", "random", ranking=Random),
+    EXPANDED,
+    Selection("reconstruction", "reconstruction alone, by expansion", expand=True),
+    BATCHES,
+    Selection("magnitude", "magnitude", steps=STEPS, ranking=Magnitude),
+    Selection("random", "random", steps=STEPS, ranking=Random),
 )
 
 
@@ -122,10 +135,11 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     large = Settings(200 if quick else 5000, 100 if quick else 1000, tuned, epochs, test)
     seeds = range(1) if quick else range(options.seeds)
     found = []
-    if options.lam is None:
-        search = replace(small, tuned_on=0, epochs=0, images=500 if quick else 2000)
-        found += [Cell("resnet20", 0.5, DCP, 0, search, lam) for lam in LAMS]
     by_name = {name: small if name == "resnet20" else large for name in options.models}
+    if options.lam is None:
+        for name, own in by_name.items():
+            search = replace(own, tuned_on=0, epochs=0, images=500 if quick else SEARCHED_ON)
+            found += [Cell(name, 0.5, way, 0, search, lam) for way in (EXPANDED, BATCHES) for lam in LAMS]
     found += [Cell(name, 1.0, None, 0, replace(own, tuned_on=0, epochs=0)) for name, own in by_name.items()]
     for seed in seeds:  # seeds outermost: a first answer for every network comes early
         for name, own in by_name.items():
@@ -199,7 +213,7 @@ class Bench:
             channels=sum(one.width for one in axes),
             choose_seconds=round(sum(one.seconds for one in axes), 2),
             looked_at=sum(one.looked_at for one in axes),
-            weakness=None if cell.selection.ranking else min(one.weakness for one in axes),
+            weakness=min(one.weakness for one in axes) if cell.selection.follows_gains else None,
         )
         if not cell.settings.tuned_on:
             return row
@@ -226,9 +240,10 @@ class Bench:
             total += 0.3 * each * used.images * cell.kept * bool(used.tuned_on)
             if cell.selection is not None and cell.selection.discriminates:
                 fits = cell.selection.steps or 38 * cell.kept  # channels that an inner axis of these networks keeps
+                looks = 2.4 if cell.selection.expand else 1 + 2.4 * fits
                 # Of each pass an eighth of the network on average: from the axis to the head behind it.
                 axes = len(self.model(cell.network)[1].axes)
-                total += each / 8 * axes * (1 + 2.4 * fits) * (used.pass_images or used.chosen_on)
+                total += each / 8 * axes * looks * (used.pass_images or used.chosen_on)
         trained = {(cell.network, cell.seed, cell.settings.chosen_on) for cell in todo if cell.selection is not None}
         return total + sum(3.5 * step[network] * count for network, _, count in trained)
 
@@ -324,15 +339,19 @@ def lam_of(options: argparse.Namespace, cell: Cell, rows: Sequence[Row]) -> floa
     """The weight of discrimination for a cell: its own, the one that was given, or what the rows chose."""
     if cell.lam is not None:
         return cell.lam
-    return float(options.lam) if options.lam is not None else chosen_lam(rows)
+    if options.lam is not None or cell.selection is None or not cell.selection.discriminates:
+        return float(options.lam or 0.0)
+    return chosen_lam(rows, cell.network, (EXPANDED if cell.selection.expand else BATCHES).name)
 
 
 def known_row(options: argparse.Namespace, cell: Cell, rows: list[Row], about: dict[str, object]) -> Row | None:
     """The row that is there already, which joins ``rows``; None if there is none, or nobody asked to go on."""
-    searched = cell.searches or options.lam is not None or sum(row.label == HELD_OUT for row in rows) == len(LAMS)
-    if not options.resume or not searched:
+    if not options.resume:
         return None
-    blank = blank_row(cell, lam_of(options, cell, rows), about)
+    try:
+        blank = blank_row(cell, lam_of(options, cell, rows), about)
+    except LookupError:  # lam is not known yet
+        return None
     row = read_row(options.out, blank)
     if row is not None:
         row = replace(row, label=blank.label)  # what a selection is called may have changed since

@@ -17,9 +17,10 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from solvers.problem import BoolArray, FloatArray, IntArray
+from solvers.quadratic import RefitProblem, map_from_cross
 from solvers.result import Selection
 
-__all__ = ["MomentLeastSquares", "MomentMap", "group_norms"]
+__all__ = ["MomentLeastSquares", "MomentMap", "group_norms", "shared_inputs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +122,27 @@ def group_norms(gradients: Sequence[FloatArray], owners: Sequence[IntArray], siz
         squares += parts.sum(0)
         sums += np.sqrt(parts).sum(0)
     return sums if by_output else np.sqrt(squares)
+
+
+def shared_inputs(maps: Sequence[MomentMap], size: int, keep: int) -> RefitProblem | None:
+    """The same selection as a problem of inputs that all outputs of a map share, for the solvers that know such.
+
+    None where structures take other entries of one output than of the next, as kernels and blocks do, or more inputs
+    of a map than others do.
+    """
+    found = []
+    for one in maps:
+        rows = one.owner[(one.owner != size).any(axis=1)]
+        if not len(rows) or (rows != rows[0]).any():
+            return None
+        counts = np.bincount(rows[0][(rows[0] >= 0) & (rows[0] < size)], minlength=size)
+        if counts.min() < 1 or counts.min() < counts.max():
+            return None
+        here = np.flatnonzero(rows[0] != size)
+        owner = rows[0][here]
+        groups = np.argsort(owner, kind="stable")[np.sum(owner < 0) :].reshape(size, -1)
+        found.append(map_from_cross(np.sqrt(one.scale) * one.cross[here], one.moment[np.ix_(here, here)], groups))
+    return RefitProblem(tuple(found), keep)
 
 
 class MomentLeastSquares:

@@ -13,6 +13,9 @@ batch norm frozen. The fit takes Newton steps with the curvature ``(scale + lam 
 second moment of the inputs, which makes the step for ``L_rec`` exact, and ``s_o`` the mean squared gradient of ``L_S``
 with respect to the output, the diagonal of its covariance (after K-FAC, Martens and Grosse 2015). A step that raises
 the loss on its examples is shortened, or left out.
+
+The same curvature around the weights before the selection expands L to second order (:meth:`DiscriminationOracle.
+expansion`): least squares again, which solvers can choose by without asking the network any more.
 """
 
 from __future__ import annotations
@@ -300,6 +303,41 @@ class DiscriminationOracle:
         """Norm of each structure's gradient at the fitted weights, ``(size,)``."""
         return group_norms(self._gradients, self._owners, self._size, self._settings.norm == "outputs")
 
+    def expansion(self) -> list[MomentMap]:
+        """L to second order around the weights before the selection: a map per part.
+
+        The slope is that of these weights. The curvature is ``(scale I + lam S) x H`` with ``S`` the second moment of
+        the gradient of L_S with respect to the outputs (K-FAC), the mean of ``S`` with everything and with nothing
+        kept: where a network is sure of its answers it tells little of what losing them costs. Where all outputs share
+        their inputs they are turned to the eigenvectors of ``S``; where they do not, its diagonal has to do. Rows carry
+        the square root of their curvature, and 0 is the best that may be had with all structures.
+        """
+        whole = np.ones(self._size, dtype=bool)
+        start = [np.where(one.moments.support(whole), one.before, 0.0) for one in self.parts]
+        slopes = [np.zeros(weight.shape) for weight in start]
+        products = [np.zeros((len(weight), len(weight))) for weight in start]
+        if self._objective is not None:
+            _, slopes, products = self._look(start, self._turn(), products=True)
+            _, _, others = self._look([one.moments.fitted(~whole) for one in self.parts], self._turn(), products=True)
+            products = [(one + other) / 2 for one, other in zip(products, others, strict=True)]
+        return [self._expanded(*one) for one in zip(self.parts, start, slopes, products, strict=True)]
+
+    def _expanded(self, part: Part, weight: np.ndarray, slope: np.ndarray, product: np.ndarray) -> MomentMap:
+        moments, lam = part.moments, self._settings.lam
+        there = (moments.owner != self._size).any(axis=1)
+        owner = moments.owner[there]
+        product = product[np.ix_(there, there)]
+        values, turn = np.diag(product), np.eye(len(owner))
+        if len(owner) and (owner == owner[0]).all():
+            values, turn = np.linalg.eigh(product)
+        curvature = moments.scale + lam * np.maximum(values, 0.0)
+        root = np.sqrt(np.maximum(curvature, np.finfo(np.float32).tiny))[:, None]
+        wanted = turn.T @ (moments.scale * moments.cross.T - lam * slope)[there]
+        wanted += lam * np.maximum(values, 0.0)[:, None] * (turn.T @ weight[there] @ moments.moment)
+        cross = (wanted / root).T
+        energy = float(np.sum(cross * np.linalg.lstsq(moments.moment, cross, rcond=None)[0]))
+        return MomentMap(moments.moment, cross, energy, owner)
+
     def settle(self, kept: Selection) -> None:
         """Make the weights those that are to stay for a selection; it is the one that was fitted last."""
         if self._settings.reconstruct_last:
@@ -370,9 +408,12 @@ class DiscriminationOracle:
         return closed + self._settings.lam * total / count
 
     def _look(
-        self, weights: list[np.ndarray], batches: Sequence[tuple[list[Any], Any]]
+        self, weights: list[np.ndarray], batches: Sequence[tuple[list[Any], Any]], products: bool = False
     ) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
-        """L, the gradient of L_S for each weight ``(m, n)``, and its mean squared gradient per output ``(m,)``."""
+        """L, the gradient of L_S for each weight ``(m, n)``, and its mean squared gradient per output ``(m,)``.
+
+        With ``products`` the last are the mean products of all pairs of outputs, ``(m, m)``.
+        """
         assert self._objective is not None
         closed = sum(part.moments.loss(weight) for part, weight in zip(self.parts, weights, strict=True))
         leaves, changed = [], dict(self._frozen)
@@ -383,7 +424,7 @@ class DiscriminationOracle:
             changed.update({**written, name: leaves[-1]})
         total, count = 0.0, 0
         slopes = [np.zeros(weight.shape) for weight in weights]
-        squares = [np.zeros(len(weight)) for weight in weights]
+        squares = [np.zeros((len(weight),) * (2 if products else 1)) for weight in weights]
         split = len(self._objective.nodes)
         for given, targets in batches:
             size = batch_size((targets, given))
@@ -419,4 +460,6 @@ class DiscriminationOracle:
         if part.owned.fitted.intercept is not None:
             slopes[:, -1] += rows.sum(1).double().cpu().numpy() * size
         # The loss is a mean over the batch: times its size these are gradients of single examples' losses.
-        squares += rows.double().square().mean(1).cpu().numpy() * size**3
+        found = rows.double()
+        mean = found.square().mean(1) if squares.ndim == 1 else found @ found.T / found.shape[1]
+        squares += mean.cpu().numpy() * size**3

@@ -17,6 +17,7 @@ from structprune.methods.method import Fitted, TrainingMethod
 from structprune.methods.one_shot import OneShotMagnitude
 from structprune.methods.optimizer_state import Reset
 from structprune.methods.phases import Cubic, Exponential, Kind, Linear, Plan, Segment, alternating
+from structprune.methods.picking import Picking
 from structprune.methods.powerpropagation import GroupPowerpropagation
 from structprune.methods.selection import ByValue, Caps, Evenly, Keep, Uniform
 from structprune.methods.sequential_attention import SequentialAttentionPP
@@ -42,6 +43,7 @@ __all__ = [
     "Kind",
     "Linear",
     "OneShotMagnitude",
+    "Picking",
     "Plan",
     "RandomMask",
     "Reset",

@@ -1,11 +1,14 @@
 """Discrimination-aware pruning: keep what the answer can be told from, layer by layer (Zhuang et al. 2018).
 
 The network is first trained with auxiliary heads, stage by stage (:mod:`.stages`). Then, from its inputs to its
-outputs, every axis starts from nothing and takes in the structures with the largest gains beside what it has, for the
-distance from the dense layer's outputs plus ``lam`` times the loss of the head behind it; the kept weights are fitted
-anew after each pick (:mod:`structprune.criteria.discrimination`). Channels that a residual stream ties together are one
-axis and are chosen together, by all maps that read them; heads of attention are channels of the projection behind them;
-kernels and blocks are entries of one weight.
+outputs, every axis keeps what the distance from the dense layer's outputs plus ``lam`` times the loss of the head
+behind it asks for, and the kept weights are fitted anew (:mod:`structprune.criteria.discrimination`). As in the paper,
+an axis may start from nothing and take in the structures with the largest gains, one by one or in batches, each
+followed by a fit (``picking=Picking()``, ``Picking(steps=3)``). By default that loss is expanded to second order
+instead, from two looks at the network, and an exact local search chooses by the expansion (``Picking(expand=True)``).
+
+Channels that a residual stream ties together are one axis and are chosen together, by all maps that read them; heads of
+attention are channels of the projection behind them; kernels and blocks are entries of one weight.
 
 How many structures an axis keeps is given, or allocated by a solver under the budget: by another criterion's curves, or
 (``adaptive``) by this method's own loss at every width.
@@ -33,7 +36,8 @@ from structprune.criteria.discrimination import Discrimination
 from structprune.criteria.gradients import batches, differentiable, needed, valid_examples
 from structprune.criteria.refit import fitted_maps
 from structprune.criteria.scores import Criterion, Curve, Scores
-from structprune.methods.layer_selection import Chosen, LayerSelection, Picking, Walk
+from structprune.methods.layer_selection import Chosen, LayerSelection, Walk
+from structprune.methods.picking import Picking
 from structprune.methods.stages import Stages, StageTraining, train_stages
 from structprune.structures import Structures
 from structprune.task import Task
@@ -74,7 +78,7 @@ class Selected:
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminationAware:
-    """Forward greedy selection by reconstruction and discrimination.
+    """Selection by reconstruction and discrimination, layer by layer.
 
     Attributes
     ----------
@@ -86,7 +90,7 @@ class DiscriminationAware:
     lam
         Short for ``loss=Discrimination(lam=...)``.
     picking
-        One pick at a time or in batches, adaptive stop, PocketFlow's backward variant; by default 4 batches per axis.
+        By an expansion of the loss, or by gains: one pick at a time or in batches, adaptive stop, PocketFlow's variant.
     widths
         How much each axis keeps: a fraction of every axis, fractions by axis name, or a criterion whose curves the
         caller's solver allocates by. By default layer reconstruction for channels and Fisher loss for the rest.
@@ -111,7 +115,7 @@ class DiscriminationAware:
     heads: int = 3
     lam: float | None = None
     loss: Discrimination = field(default_factory=Discrimination)
-    picking: Picking = field(default_factory=lambda: Picking(steps=4))
+    picking: Picking = field(default_factory=lambda: Picking(expand=True))
     widths: float | Mapping[str, float] | Criterion | None = None
     adaptive: bool = False
     stages: StageTraining = field(default_factory=StageTraining)

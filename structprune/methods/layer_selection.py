@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from solvers.group_omp import GroupBackward, GroupOMP, GroupPath
-from solvers.oracle import Oracle
 from solvers.result import Selection
 from structprune.axes.linear_maps import LinearMap
 from structprune.axes.sweep import Sweep
@@ -26,43 +24,13 @@ from structprune.criteria.auxiliary import Objective, Place
 from structprune.criteria.discrimination import Discrimination, DiscriminationOracle, parts_at
 from structprune.criteria.owners import owned_by
 from structprune.criteria.refit import Fitted
+from structprune.methods.picking import Picking
 from structprune.methods.stages import load, save
 from structprune.progress import track
 from structprune.structures import Structures
 from structprune.tensors import under_every_name
 
-__all__ = ["Chosen", "LayerSelection", "Picking", "Walk"]
-
-
-@dataclass(frozen=True)
-class Picking:
-    """How the structures of one axis are picked.
-
-    Attributes
-    ----------
-    steps
-        Fits per axis, each after an equal share of the picks; None for one pick at a time.
-    tolerance
-        End an axis when a step lowers its loss by at most this fraction of the loss with nothing kept.
-    backward
-        Drop the structure with the smallest gradient instead of adding the one with the largest: PocketFlow's variant.
-    """
-
-    steps: int | None = None
-    tolerance: float | None = None
-    backward: bool = False
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"Expected steps of at least 1, or None. Got {self.steps}. Use for instance 4.")
-
-    def solve(self, oracle: Oracle, keep: int) -> GroupPath:
-        """The path to ``keep`` structures."""
-        moved = oracle.size - keep if self.backward else keep
-        batch = 1 if self.steps is None else max(-(-moved // self.steps), 1)
-        if self.backward:
-            return GroupBackward(keep, batch).solve(oracle)
-        return GroupOMP(keep, batch, self.tolerance).solve(oracle)
+__all__ = ["Chosen", "LayerSelection", "Walk"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +39,10 @@ class Chosen:
 
     Attributes
     ----------
-    order
-        Structures within the axis, best first, ``(size,)``; those that were never picked by their last values.
+    order, loss, weakness
+        See :class:`.picking.Picked`.
     width
-        How many of them the fitted weights use.
-    loss
-        L at every width 0 ... size, between the visited ones linear, ``(size + 1,)``.
-    weakness
-        See :attr:`solvers.group_omp.GroupPath.weakness`.
+        How many of the order's first the fitted weights use.
     tensors
         Fitted weights and intercepts by name.
     looked_at
@@ -202,7 +166,7 @@ class LayerSelection:
             found = Chosen.of(saved) if saved is not None else None
             if found is None:
                 run.advance_to(first.node)
-                found = run.choose(number, widths[number], self._objective(order[last.node]))
+                found = run.choose(number, widths[number], self._objective(order[last.node]), every_width=not cutting)
                 if path is not None:
                     save(path, key, found.content())
             elif cutting:
@@ -253,8 +217,8 @@ class Walk:
                 one.advance(nodes[position])
         self._position = max(self._position, target)
 
-    def choose(self, number: int, width: int, objective: Objective) -> Chosen:
-        """Pick ``width`` structures of an axis whose first map is next."""
+    def choose(self, number: int, width: int, objective: Objective, every_width: bool) -> Chosen:
+        """Pick ``width`` structures of an axis whose first map is next; see :meth:`.picking.Picking.solve`."""
         started = process_time()
         setting, structures = self._setting, self._setting.structures
         size = structures.axes[number].size
@@ -262,23 +226,17 @@ class Walk:
         owned = owned_by(structures, number, list(setting.maps), self._pruned.weights, masks)
         parts = parts_at(owned, size, self._dense, self._pruned, setting.loss, setting.seed)
         oracle = DiscriminationOracle(parts, size, setting.loss, self._pruned, setting.targets, objective, last=width)
-        asked: Oracle = oracle
-        if number in setting.rankings:
-            asked = _Ranked(oracle, setting.rankings[number])
-        if width == size and setting.picking.tolerance is None and number not in setting.rankings:
-            selection = np.ones(size, dtype=bool)
-            losses = np.full(size + 1, oracle.fit(selection))
-            order, weakness = np.arange(size), 1.0
-        else:
-            path = setting.picking.solve(asked, width)
-            selection = path.result.selection
-            values = np.asarray(asked.values(selection))
-            rest = np.setdiff1d(np.arange(size), path.order)
-            order = np.concatenate([path.order, rest[np.argsort(-values[rest], kind="stable")]])
-            losses, weakness = path.loss_at(size), path.weakness
-        oracle.settle(selection)
-        seconds = process_time() - started
-        return Chosen(order, int(selection.sum()), losses, weakness, oracle.tensors(), oracle.looked_at, seconds)
+        found = setting.picking.solve(oracle, width, setting.rankings.get(number), every_width)
+        oracle.settle(found.selection)
+        return Chosen(
+            order=found.order,
+            width=int(found.selection.sum()),
+            loss=found.loss,
+            weakness=found.weakness,
+            tensors=oracle.tensors(),
+            looked_at=oracle.looked_at,
+            seconds=process_time() - started,
+        )
 
     def take(self, number: int, found: Chosen, cutting: bool) -> None:
         """Go on with what was chosen for an axis."""
@@ -300,20 +258,3 @@ class Walk:
         for name, mask in under_every_name(masks, self._setting.model).items():
             weight = self._pruned.weights[name]
             self._pruned.weights[name] = weight.detach() * mask.to(weight.device)
-
-
-class _Ranked:
-    """An oracle whose values are given; it fits as the other one does."""
-
-    def __init__(self, oracle: DiscriminationOracle, values: np.ndarray) -> None:
-        self._oracle, self._values = oracle, np.asarray(values, dtype=np.float64)
-
-    @property
-    def size(self) -> int:
-        return self._oracle.size
-
-    def fit(self, kept: Selection) -> float:
-        return self._oracle.fit(kept)
-
-    def values(self, kept: Selection) -> np.ndarray:
-        return self._values

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import discrimination
 from benchmarks.cifar import MissingDataError
-from benchmarks.discrimination import DCP, LAMS, ONE, SHARED, Cell, cells, parser
+from benchmarks.discrimination import EXPANDED, LAMS, ONE, SHARED, Cell, cells, parser
 from benchmarks.discrimination_rows import (
     HELD_OUT,
     Row,
@@ -71,10 +71,12 @@ def test_half_of_the_channels_has_three_seeds_and_less_has_one() -> None:
 
 
 def test_lam_is_searched_unless_it_is_given() -> None:
-    """By rows without fine-tuning, before all others."""
+    """By rows without fine-tuning, before all others, for each network and both ways to discriminate."""
     found = cells(parser().parse_args([]))
-    assert tuple(cell.lam for cell in found[: len(LAMS)]) == LAMS
-    assert all(cell.settings.tuned_on == 0 for cell in found[: len(LAMS)])
+    searching = [cell for cell in found if cell.searches]
+    assert found[: len(searching)] == searching
+    assert len({(cell.network, cell.selection, cell.lam) for cell in searching}) == 4 * len(LAMS) == len(searching)
+    assert all(cell.settings.tuned_on == 0 for cell in searching)
     assert not any(cell.searches for cell in cells(parser().parse_args(["--lam", "1"])))
 
 
@@ -83,7 +85,7 @@ def test_selections_differ_in_the_choice_alone(tmp_path: Path) -> None:
     made = [one.method(0.5, None, 100, 0, tmp_path) for one in SHARED]
     assert len({(method.heads, method.stages, method.examples, method.folder) for method in made}) == 1
     assert all(method.loss.reconstruct_last for method in made)
-    assert [method.loss.lam for method in made] == [0.5, 0.0, 0.0, 0.0]
+    assert [method.loss.lam for method in made] == [0.5, 0.0, 0.5, 0.0, 0.0]
 
 
 # ---------------------------------------------------------------- rows
@@ -109,12 +111,16 @@ def test_a_file_that_holds_no_row_is_an_error(tmp_path: Path) -> None:
 
 
 def test_lam_is_that_of_the_least_held_out_loss() -> None:
-    """Rows of test images do not count."""
+    """Rows of test images, other networks and other ways to pick do not count."""
     held_out = [row("dcp", accuracy, None, label=HELD_OUT, lam=lam) for lam, accuracy in ((0.1, 0.7), (1.0, 0.75))]
     tested = row("dcp", 0.99, 0.99, lam=9.0)
-    assert chosen_lam([*held_out, tested]) == 1.0
-    with pytest.raises(ValueError, match="held-out"):
-        chosen_lam([tested])
+    others = [
+        replace(held_out[0], network="resnet56", loss_before=0.0),
+        replace(tested, label=HELD_OUT, method="other"),
+    ]
+    assert chosen_lam([*held_out, tested, *others], "resnet20", "dcp") == 1.0
+    with pytest.raises(LookupError, match="held-out"):
+        chosen_lam([tested], "resnet20", "dcp")
 
 
 def test_the_table_says_by_how_much(tmp_path: Path) -> None:
@@ -122,12 +128,12 @@ def test_the_table_says_by_how_much(tmp_path: Path) -> None:
     rows = [row("dense", 0.9, None, kept=1.0, label="dense", channels=None)]
     for seed, shift in ((0, 0.0), (1, 0.01)):
         rows += [
-            row("dcp", 0.70 + shift, 0.80, seed=seed, choose_seconds=2.0),
+            row("dcp-expansion", 0.70 + shift, 0.80, seed=seed, choose_seconds=2.0),
             row("dcp-one", 0.70, 0.80, seed=seed, choose_seconds=12.0),
             row("magnitude", 0.65, 0.81, seed=seed),
         ]
     text = as_markdown(rows, "python -m benchmarks.discrimination")
-    assert "against magnitude: +5.50 ± 0.71 points before fine-tuning, -1.00 ± 0.00 points after" in text
+    assert "against by magnitude: +5.50 ± 0.71 points before fine-tuning, -1.00 ± 0.00 points after" in text
     assert "6.0 times less time, +0.50 ± 0.71 points before, +0.00 ± 0.00 points after" in text
     assert text.index("by magnitude") < text.index("by dcp")
     assert "dense 90.00 %" in text
@@ -152,7 +158,7 @@ def test_rows_that_are_there_are_kept(
 ) -> None:
     """One real row of ResNet-20, then the same again with --resume: nothing is computed twice."""
     small = Settings(chosen_on=30, pass_images=0, tuned_on=200, epochs=1, images=100)
-    one = Cell("resnet20", 0.5, DCP, 0, small)
+    one = Cell("resnet20", 0.5, EXPANDED, 0, small)
     monkeypatch.setattr(discrimination, "cells", lambda options: [one])
     monkeypatch.setattr(discrimination.Bench, "estimate", lambda self, todo: 60.0 * len(todo))
     given = ["--data", str(data_folder), "--out", str(tmp_path), "--work", str(tmp_path / "work"), "--lam", "0.1"]

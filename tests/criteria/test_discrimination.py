@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from solvers.group_omp import GroupOMP
 from solvers.least_squares import LeastSquares
+from solvers.moment_least_squares import MomentLeastSquares
 from solvers.oracle import State
 from structprune.axes import RULES, propagate, trace
 from structprune.axes.linear_maps import linear_maps
@@ -25,6 +27,7 @@ from structprune.criteria.discrimination import Discrimination, DiscriminationOr
 from structprune.criteria.owners import Owned, owned_by
 from structprune.criteria.refit import fitted_maps
 from structprune.criteria.span import Span
+from structprune.methods.picking import Picking
 from structprune.structures import Structures, channels, kernels
 from structprune.tensors import first_names, named_tensors
 
@@ -192,6 +195,18 @@ def test_only_discrimination_finds_the_channels_that_tell_the_class(seed: int, c
     assert found == {0.0: 0, 10.0: 3, 100.0: 3}
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_an_expansion_finds_the_channels_that_tell_the_class(seed: int, classes_structures: Structures) -> None:
+    """The class channels are taken where discrimination counts, and the nuisance where it does not."""
+    model, inputs, targets, told = planted_classes(seed)
+    number = next(n for n, axis in enumerate(classes_structures.axes) if axis.size == 12)
+    found = {}
+    for lam in (0.0, 10.0, 100.0):
+        oracle = oracle_of(model, classes_structures, inputs, targets, Discrimination(lam=lam), number, batch=600)
+        found[lam] = int(told[Picking(expand=True).solve(oracle, 3).selection].sum())
+    assert found == {0.0: 0, 10.0: 3, 100.0: 3}
+
+
 # --- gradients and fits ---------------------------------------------------------------------------------------------
 
 
@@ -307,6 +322,69 @@ def test_passes_go_through_all_examples_in_turn() -> None:
     oracle.fit(np.ones(6, dtype=bool))
     assert oracle.looked_at % 20 == 0
     assert oracle.looked_at <= 80
+
+
+def test_an_expansion_is_that_of_the_loss() -> None:
+    """Its losses are those of the quadratic form written out: gradient, and K-FAC at both ends, over all entries."""
+    model, lam = small_network(), 0.7
+    inputs, targets = torch.randn(40, 3, 5, 5).double(), torch.randint(4, (40,))
+    structures = channels(model, inputs[:2])
+    settings = Discrimination(lam=lam, damping=0.0, relative=False, rows_per_column=10_000)
+    oracle = oracle_of(model, structures, inputs, targets, settings, batch=16)
+    with torch.no_grad():
+        columns = F.pad(F.unfold(model[:3](inputs), 3, padding=1), (0, 0, 0, 1), value=1.0).transpose(1, 2)
+        wanted = model[:4](inputs)
+    moment = torch.einsum("bpi,bpj->ij", columns, columns).numpy() / 40
+    before = np.pad(named_tensors(model)["3.weight"].detach().flatten(1).numpy(), ((0, 0), (0, 1)))
+    nothing = np.zeros_like(before)
+    nothing[:, -1] = wanted.mean((0, 2, 3)).numpy()
+    ends = []
+    for weight in (before, nothing):
+        output = torch.einsum("bpi,oi->bop", columns, torch.from_numpy(weight)).view(40, 5, 5, 5).requires_grad_()
+        loss = F.cross_entropy(model[5:](model[4](output)), targets, reduction="sum")
+        (found,) = torch.autograd.grad(loss, output)
+        ends.append(found.flatten(2))
+    slope = lam * torch.einsum("bop,bpi->oi", ends[0], columns).numpy() / 40
+    products = sum(torch.einsum("bop,bqp->oq", one, one).numpy() for one in ends) / (2 * 40 * 25)
+    form = np.kron(2 / (5 * 25) * np.eye(5) + lam * products, moment)
+    expanded, written = MomentLeastSquares(oracle.expansion(), 6), []
+    for places in ((0, 1, 2), (1, 4), (5,), ()):
+        kept = np.isin(np.arange(6), places)
+        stays = np.tile(np.append(np.repeat(kept, 9), True), 5)
+        # The least of slope (V - W) + (V - W)' form (V - W) / 2 over V that are zero where nothing stays.
+        right = (form @ before.ravel() - slope.ravel())[stays]
+        least = -0.5 * right @ np.linalg.lstsq(form[np.ix_(stays, stays)], right, rcond=None)[0]
+        written.append((expanded.fit(kept), least))
+    ours, theirs = np.array(written).T
+    assert np.allclose(np.diff(ours), np.diff(theirs), rtol=1e-6)
+
+
+@pytest.mark.parametrize("lam", [0.0, 2.0])
+def test_the_expansion_is_searched_to_its_best_selection(lam: float) -> None:
+    """Of all selections of three in six channels none has a lower expanded loss."""
+    model = small_network()
+    inputs, targets = torch.randn(60, 3, 5, 5).double(), torch.randint(4, (60,))
+    oracle = oracle_of(model, channels(model, inputs[:2]), inputs, targets, Discrimination(lam=lam))
+    expanded = MomentLeastSquares(oracle.expansion(), 6)
+    losses = {}
+    for places in itertools.combinations(range(6), 3):
+        losses[places] = expanded.fit(np.isin(np.arange(6), places))
+    found = Picking(expand=True).solve(oracle, 3)
+    best = min(losses, key=lambda places: losses[places])
+    assert tuple(np.flatnonzero(found.selection)) == best
+    assert found.loss[3] == pytest.approx(losses[best], rel=1e-6)
+    assert found.loss[0] == pytest.approx(expanded.fit(np.zeros(6, dtype=bool)), rel=1e-6)
+    assert sorted(found.order[:3]) == list(best)
+
+
+def test_two_looks_are_all_that_an_expansion_takes() -> None:
+    """Besides the last fit, which reconstructs and goes forwards alone."""
+    model = small_network()
+    inputs, targets = torch.randn(60, 3, 5, 5).double(), torch.randint(4, (60,))
+    settings = Discrimination(lam=1.0, reconstruct_last=True)
+    oracle = oracle_of(model, channels(model, inputs[:2]), inputs, targets, settings, last=3)
+    Picking(expand=True).solve(oracle, 3)
+    assert oracle.looked_at == 120
 
 
 @pytest.mark.parametrize(

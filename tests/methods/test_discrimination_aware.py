@@ -20,7 +20,7 @@ from structprune.criteria.discrimination import Discrimination
 from structprune.criteria.scores import Scores
 from structprune.methods import discrimination_aware, layer_selection
 from structprune.methods.discrimination_aware import DiscriminationAware
-from structprune.methods.layer_selection import Picking
+from structprune.methods.picking import Picking
 from structprune.methods.stages import StageTraining
 from structprune.solve import solve
 from structprune.structures import Structures, blocks, channels, kernels, nm
@@ -121,9 +121,10 @@ def test_the_line_builds_what_the_method_chose(found: Structures) -> None:
     assert pruned.model(images()[0][0]).shape == (24, 3)
 
 
-def test_the_adaptive_variant_allocates_by_its_own_loss(found: Structures) -> None:
+@pytest.mark.parametrize("picking", [Picking(steps=2), Picking(expand=True)])
+def test_the_adaptive_variant_allocates_by_its_own_loss(found: Structures, picking: Picking) -> None:
     """Widths come from this method's curves, which fall to zero, and the certificate is that of their problem."""
-    method = replace(HALF, widths=None, adaptive=True)
+    method = replace(HALF, widths=None, adaptive=True, picking=picking)
     pruned = solve(
         *(network(), Budget(macs=0.5)), structures=found, method=method, data=images(), loss=F.cross_entropy,
         progress=False,
@@ -133,6 +134,7 @@ def test_the_adaptive_variant_allocates_by_its_own_loss(found: Structures) -> No
     assert 0 < pruned.result.selection.sum() < found.n
     for group in pruned.problem.groups:
         assert (np.diff(group.values) >= 0).all()
+        assert len(np.unique(group.values)) > 2
 
 
 def test_widths_beyond_the_budget_are_refused(found: Structures) -> None:
@@ -216,10 +218,11 @@ def test_equal_seeds_give_equal_results(found: Structures) -> None:
 # --- kinds of structures ----------------------------------------------------------------------------------------------
 
 
-def test_kernels_and_blocks_are_chosen_too() -> None:
+@pytest.mark.parametrize("picking", [Picking(steps=2), Picking(expand=True)])
+def test_kernels_and_blocks_are_chosen_too(picking: Picking) -> None:
     """Single kernels of convolutions, and tiles of all weights: half of each, the removed ones zero."""
     for structures in (kernels(network()), blocks(network(), (2, 2))):
-        trained, scores = call(HALF, structures)
+        trained, scores = call(replace(HALF, picking=picking), structures)
         selection = selected(structures, scores)
         for number, axis in enumerate(structures.axes):
             assert structures.widths(selection)[number] == round(axis.size / 2 - 1e-9), axis.name
@@ -245,7 +248,8 @@ class Tied(nn.Module):
         return self.last(x.mean(1))
 
 
-def test_coupled_channels_and_heads_of_attention_are_chosen() -> None:
+@pytest.mark.parametrize("picking", [Picking(steps=2), Picking(expand=True)])
+def test_coupled_channels_and_heads_of_attention_are_chosen(picking: Picking) -> None:
     """The residual stream is one axis for all its readers; what no map reads goes by its Fisher loss."""
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(16, 5, 6, generator=generator), torch.randint(3, (16,), generator=generator))]
@@ -254,7 +258,7 @@ def test_coupled_channels_and_heads_of_attention_are_chosen() -> None:
     pruned = solve(
         *(model, Budget(macs=0.5)),
         structures=structures,
-        method=DiscriminationAware(heads=1, stages=QUICK, picking=Picking(steps=2)),
+        method=DiscriminationAware(heads=1, stages=QUICK, picking=picking),
         data=data,
         loss=F.cross_entropy,
         progress=False,
@@ -334,6 +338,13 @@ def test_backward_drops_to_the_same_widths(found: Structures) -> None:
     """PocketFlow's variant, under its own name, keeps as many."""
     _, scores = call(replace(HALF, picking=Picking(steps=2, backward=True)), found)
     assert found.widths(selected(found, scores)) == [axis.size // 2 for axis in found.axes]
+
+
+@pytest.mark.parametrize("other", [{"steps": 2}, {"tolerance": 0.1}, {"backward": True}])
+def test_an_expansion_goes_with_nothing_else(other: dict[str, Any]) -> None:
+    """It has no steps, no stop on the way and no way back."""
+    with pytest.raises(ValueError, match="expand alone"):
+        Picking(expand=True, **other)
 
 
 @pytest.mark.parametrize(

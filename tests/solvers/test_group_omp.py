@@ -9,7 +9,7 @@ import pytest
 
 from solvers.group_omp import GroupBackward, GroupOMP
 from solvers.least_squares import LeastSquares
-from solvers.moment_least_squares import MomentLeastSquares, MomentMap, group_norms
+from solvers.moment_least_squares import MomentLeastSquares, MomentMap, group_norms, shared_inputs
 from solvers.oracle import State
 
 GROUPS, EACH, OUTPUTS = 12, 3, 5
@@ -224,3 +224,32 @@ def test_moments_that_do_not_fit_are_refused() -> None:
         MomentMap(np.eye(3), np.zeros((2, 1)), 0.0, np.zeros((1, 2), dtype=np.int64))
     with pytest.raises(ValueError, match="finite"):
         MomentMap(np.full((1, 1), np.nan), np.zeros((1, 1)), 0.0, np.zeros((1, 1), dtype=np.int64))
+
+
+# --- inputs that all outputs share --------------------------------------------------------------------------------
+
+
+def test_shared_inputs_are_the_same_problem() -> None:
+    """Losses of all selections agree but for what even all groups lose; entries that are gone or stay stay so."""
+    (one,) = from_moments(*planted(1, noise=1.0)[:3]).maps
+    row = np.arange(GROUPS * EACH) % GROUPS
+    row[-GROUPS:] = GROUPS  # gone, but for one that stays
+    row[-1] = -1
+    owner, cross = np.tile(row, (OUTPUTS, 1)), one.cross.copy()
+    owner[2], cross[:, 2] = GROUPS, 0.0  # an output that nobody asks for
+    changed = MomentMap(one.moment, cross, one.energy, owner, scale=3.0)
+    problem = shared_inputs([changed], GROUPS, 4)
+    assert problem is not None
+    moments = MomentLeastSquares([changed], GROUPS)
+    everything = moments.fit(np.ones(GROUPS, dtype=bool))
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        kept = rng.random(GROUPS) < 0.5
+        assert problem.lost(kept) == pytest.approx(moments.fit(kept) - everything, rel=1e-6)
+
+
+def test_inputs_that_outputs_do_not_share_are_no_such_problem() -> None:
+    """Rows with owners of their own, groups of several sizes, and a map that a group has nothing of."""
+    for owner in ([[0, 1, 2], [1, 0, 2]], [[0, 0, 1], [0, 0, 1]], [[0, 0, -1], [0, 0, -1]]):
+        one = MomentMap(np.eye(3), np.ones((3, 2)), 3.0, np.array(owner))
+        assert shared_inputs([one], 3 if owner[0] == [0, 1, 2] else 2, 1) is None
