@@ -53,7 +53,7 @@ class Discrimination:
     Attributes
     ----------
     lam
-        Weight of the discriminative loss L_S, in 1/nats.
+        Weight of the discriminative loss L_S, in 1/nats; by default what held-out images chose on trained ResNets.
     norm
         'group' for gains ``||G_g||_F`` as in the paper, 'outputs' for ``sum_o ||G_{o,g}||`` as in the authors' code.
     relative
@@ -63,7 +63,8 @@ class Discrimination:
         Newton steps of each fit.
     reconstruct_last
         Whether the weights that stay in the end are those that reconstruct best, whatever the picks were made by: a
-        head that has seen few examples can lead a fit astray more easily than a choice.
+        head that has seen few examples can lead a fit astray more easily than a choice. The paper's own are those of
+        the picks' fits; on ResNets they lost several points.
     damping
         Ridge towards the weights before the selection, as a fraction of the inputs' mean second moment.
     rows_per_column
@@ -77,11 +78,11 @@ class Discrimination:
         Numbers out of range.
     """
 
-    lam: float = 1.0
+    lam: float = 0.1
     norm: Literal["group", "outputs"] = "group"
     relative: bool = True
     refits: int = 1
-    reconstruct_last: bool = False
+    reconstruct_last: bool = True
     damping: float = 1e-2
     rows_per_column: int = 48
     pass_examples: int | None = None

@@ -328,8 +328,9 @@ class DiscriminationAware:
         found = list(walk.chosen.values())
         kept, seconds = sum(one.width for one in found), sum(one.seconds for one in found)
         weakness = min((one.weakness for one in found), default=1.0)
+        way = "ranking" if self.ranking is not None else "expansion" if self.picking.expand else "gains"
         notes = [
-            f"gains: reconstruction + {self.loss.lam:g} x discrimination, {len(stages.heads)} heads; "
+            f"{way}: reconstruction + {self.loss.lam:g} x discrimination, {len(stages.heads)} heads; "
             f"{seconds:.1f} s of processor time to choose, {seconds / max(kept, 1):.2f} s per kept structure; "
             f"{sum(one.looked_at for one in found):,} examples went through parts of the network for it"
         ]
