@@ -21,7 +21,7 @@ expansion`): least squares again, which solvers can choose by without asking the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -336,8 +336,9 @@ class DiscriminationOracle:
         wanted = turn.T @ (moments.scale * moments.cross.T - lam * slope)[there]
         wanted += lam * np.maximum(values, 0.0)[:, None] * (turn.T @ weight[there] @ moments.moment)
         cross = (wanted / root).T
-        energy = float(np.sum(cross * np.linalg.lstsq(moments.moment, cross, rcond=None)[0]))
-        return MomentMap(moments.moment, cross, energy, owner)
+        found = MomentMap(moments.moment, cross, 0.0, owner)
+        everything = found.fitted(np.ones(self._size, dtype=bool))
+        return replace(found, energy=float(np.sum(everything * cross.T)))
 
     def settle(self, kept: Selection) -> None:
         """Make the weights those that are to stay for a selection; it is the one that was fitted last."""
