@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers.problem import Product, Table
-from structprune import Budget, InfeasibleBudgetError, blocks, channels, solve
+from structprune import Budget, InfeasibleBudgetError, Pruned, account, blocks, channels, solve
 from structprune.account import amount
 from structprune.axes import as_example
 from structprune.compile import block_latency, fuse, packing, sparse
@@ -25,18 +25,23 @@ from structprune.compile.block_latency import (
 )
 from structprune.layers import ROWLOOP
 from structprune.layers.tune import BlockSparse, Call, Timed, Tuned
+from structprune.report import CostRow, LatencyRow
 
 DENSE_NS, PACKED_NS, REST_NS = 1000.0, 800.0, 500.0
 
 
 class Clock:
-    """Times by name and density; ``slow`` layers never pay, ``calls`` lists the measurements."""
+    """Times by name and density; ``slow`` layers never pay, ``calls`` lists the measurements.
+
+    ``whole`` are times of compiled networks over the dense one's, in turn; 0 where it has no more.
+    """
 
     def __init__(self) -> None:
         self.slow: set[str] = set()
         self.calls: list[tuple[str, float]] = []
         self.packs = True
         self.gain = 0.0
+        self.whole: list[float] = []
 
     def tune(
         self, name: str, dense: nn.Module, build: Callable[[Any], BlockSparse], calls: list[Call], **_: Any
@@ -49,6 +54,11 @@ class Clock:
         medians = {"dense": DENSE_NS, "rowloop": taken} | ({"dense-onednn": PACKED_NS} if self.packs else {})
         pays = taken < 0.95 * best
         return Tuned(name, "", ROWLOOP if pays else None, "rowloop", taken / best, medians)
+
+    def latency_row(self, *_: Any) -> LatencyRow:
+        """The dense network takes 1000 ns."""
+        after = int(1000 * self.whole.pop(0)) if self.whole else 0
+        return LatencyRow(64, "cpu", 1000, 1000, 1000, after, after, after)
 
     def time_calls(self, calls: dict[str, Any], *_: Any) -> dict[str, Timed]:
         """The rest of a network takes 500 ns, rebuilt less by ``gain``."""
@@ -65,6 +75,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     monkeypatch.setattr(block_latency, "time_calls", found.time_calls)
     monkeypatch.setattr(fuse, "time_fused", lambda *_, **__: 1.0)
     monkeypatch.setattr(packing, "time_packed", lambda *_, **__: (1.0, False))
+    monkeypatch.setattr(account, "latency_row", found.latency_row)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return found
 
@@ -246,6 +257,39 @@ def test_solving_within_a_latency(clock: Clock) -> None:
     assert 0 < kept["fc2"] < structures.axes[1].size / 2 and pruned.built_as == "block-sparse"
     (row,) = [row for row in pruned.report.costs if row.resource == "latency_ns"]
     assert row.allowed is not None and row.predicted <= row.allowed and pruned.report.latency is not None
+
+
+def within(clock: Clock, share: float, whole: list[float]) -> tuple[Pruned, CostRow]:
+    """Solve for a share of the dense latency, with scripted measurements; all of them are made."""
+    model, x = Perceptron().eval(), torch.randn(64, 128)
+    clock.whole = list(whole)
+    pruned = solve(
+        model, Budget(latency_ns=share), structures=blocks(model, (64, 1), example=x), example=x, progress=False
+    )
+    assert not clock.whole
+    return pruned, {row.resource: row for row in pruned.report.costs}["latency_ns"]
+
+
+def test_a_choice_that_is_too_slow_is_made_again(clock: Clock) -> None:
+    """Measured a quarter above its cap, its prediction falls by as much; the report has the cap that was asked for."""
+    pruned, cost = within(clock, 0.8, [0.8 * 1.25, 0.79])
+    assert cost.allowed is not None and 0.79 * cost.before < cost.allowed <= 0.8 * cost.before
+    assert cost.predicted <= cost.allowed / 1.25
+    assert pruned.report.latency is not None and pruned.report.latency.after_ns == 790
+    assert sum("measured 25.0% above its cap, so" in note for note in pruned.report.notes) == 1
+
+
+def test_a_choice_that_stays_too_slow_is_said_to_be(clock: Clock) -> None:
+    """After three more attempts, with the last measurement."""
+    pruned, _ = within(clock, 0.8, [0.81, 0.82, 0.83, 0.84])
+    assert pruned.report.notes[-1] == "latency: measured 5.0% above its cap; only the prediction is within it"
+
+
+def test_a_choice_that_cannot_be_faster_stays(clock: Clock) -> None:
+    """With what was measured of it."""
+    pruned, cost = within(clock, 0.8, [50.0])
+    assert pruned.report.notes[-1] == "latency: measured 6150.0% above its cap, and the tables know no faster choice"
+    assert 0 < cost.predicted <= (cost.allowed or 0)
 
 
 def test_a_latency_that_cannot_be_reached(clock: Clock) -> None:
