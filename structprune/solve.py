@@ -192,12 +192,8 @@ def _line(
             made = compile(trained, structures, selection, task.example, refit=refit, timing=task.timing)
         return _Built(problem, result, selection, made)
 
-    allowed, latency = dict(limits), None
-    timed: list[str] = []
-    if "latency_ns" not in limits:
-        built = build()
-    else:
-        built, latency, timed = _within_latency(build, limits, budget, task, phases, again=method is None)
+    allowed = dict(limits)  # what was asked for
+    built, latency, timed = _within_latency(build, limits, budget.latency_ns, task, phases, again=method is None)
     problem, result, selection, compiled = built.problem, built.result, built.selection, built.compiled
 
     stages = {"dense": task.model, "pruned": compiled.model}
@@ -242,19 +238,20 @@ class _Built:
 
 
 def _within_latency(
-    build: Callable[[], _Built], limits: dict[str, int], budget: Budget, task: Task, phases: Phases, again: bool
-) -> tuple[_Built, LatencyRow, list[str]]:
-    """Build and measure; while the clock says that the cap is exceeded, choose again under a lower one.
+    build: Callable[[], _Built], limits: dict[str, int], cap: float | None, task: Task, phases: Phases, again: bool
+) -> tuple[_Built, LatencyRow | None, list[str]]:
+    """Build; with a cap on latency also measure, and choose again under a lower cap while the clock is above it.
 
     Tables predict a network from its operators, so that what is within the cap by prediction may be above it. With a
     network that was trained for its choice, ``again`` is False and the report says what was measured.
     """
-    built, notes = build(), []
+    built = build()
+    notes: list[str] = []
+    if cap is None:
+        return built, None, notes
     for left in reversed(range(TIGHTENINGS + 1)):
         with phases.phase("measuring"):
             row = account.latency_row(task, built.compiled.model)
-        cap = budget.latency_ns
-        assert cap is not None
         over = row.after_ns / (cap * row.before_ns if isinstance(cap, float) else cap)
         if over <= 1:
             break

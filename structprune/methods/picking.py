@@ -104,8 +104,7 @@ class Picking:
     def _followed(self, oracle: Oracle, keep: int) -> Picked:
         """Follow gains, or the opposite."""
         moved = oracle.size - keep if self.backward else keep
-        steps = BATCHES if self.expand else self.steps
-        batch = 1 if steps is None else max(-(-moved // steps), 1)
+        batch = 1 if self.steps is None else max(-(-moved // self.steps), 1)
         solver = GroupBackward(keep, batch) if self.backward else GroupOMP(keep, batch, self.tolerance)
         path = solver.solve(oracle)
         values = np.asarray(oracle.values(path.result.selection))
@@ -118,7 +117,7 @@ class Picking:
         size, maps = oracle.size, oracle.expansion()
         problem = shared_inputs(maps, size, keep)
         if problem is None:
-            return self._followed(MomentLeastSquares(maps, size), keep)
+            return Picking(steps=BATCHES)._followed(MomentLeastSquares(maps, size), keep)
         found = Refit(curve=keep == size).solve(problem)
         if found.curve is not None:
             return Picked(found.selection, found.curve.order, found.curve.loss)
